@@ -1,0 +1,1 @@
+"""Stillhouse: distil large language models into small ones that are good at your own work."""
