@@ -1,0 +1,186 @@
+"""The training loop of one stage: one explicit loop that reads from top to bottom.
+
+Everything that differs between methods is handed in: the plan says which documents come next,
+the teacher what they are compared with, the objective how.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from stillhouse.data.batch import Batch
+from stillhouse.data.batching import make_micro_batches
+from stillhouse.data.document import DocumentSet
+from stillhouse.errors import TrainingError
+from stillhouse.evaluation.nll import NLLReport
+from stillhouse.randomness import derive_seed
+from stillhouse.recipe import StageConfig
+from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.distributed import World
+from stillhouse.training.interrupt import Interrupt
+from stillhouse.training.metrics import MetricsLog
+from stillhouse.training.progress import Progress
+from stillhouse.training.step import StepOutcome, TrainStep, cosine_learning_rate
+
+
+class StepPlan(Protocol):
+    """Which documents each optimizer step sees; a function of seed and step alone."""
+
+    def documents(self, step: int) -> Sequence[int]: ...
+
+
+@dataclass
+class LoopState:
+    """All of a stage that is not a tensor; saved as JSON with every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    targets: int = 0
+    seconds: float = 0.0
+    best_nll: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+    stopped_because: str | None = None
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often, in optimizer steps."""
+
+    evaluate: int
+    checkpoint: int
+    patience: int | None
+
+
+@dataclass
+class StageLoop:
+    """A stage ready to run. ``train()`` may be called again after an interruption."""
+
+    stage: StageConfig
+    num_steps: int
+    plan: StepPlan
+    documents: DocumentSet
+    train_step: TrainStep
+    evaluate: Callable[[], NLLReport]
+    checkpoints: Checkpoints
+    metrics: MetricsLog | None
+    progress: Progress
+    cadence: Cadence
+    world: World
+    seed: int
+    pad_id: int
+    state: LoopState = field(default_factory=LoopState)
+
+    def train(self) -> LoopState:
+        """Train to the end, to early stopping, or to a signal; ``stopped_because`` says which.
+
+        Raises TrainingError when a loss is not finite: the last good checkpoint stays.
+        """
+        started = time.monotonic() - self.state.seconds
+        with Interrupt() as interrupt:
+            if self.state.step == 0:
+                self._evaluate()
+                if self.cadence.patience is not None:
+                    self._save()  # the start may turn out to be the best
+            while self.state.step < self.num_steps and not self._out_of_patience():
+                outcome, learning_rate = self._one_step()
+                self.state.seconds = time.monotonic() - started
+                self._record(outcome, learning_rate)
+                last = self.state.step == self.num_steps
+                new_best = (last or self.state.step % self.cadence.evaluate == 0) and self._evaluate()
+                interrupted = self.world.any(interrupt.signal is not None)
+                self.state.seconds = time.monotonic() - started
+                must_keep = new_best and self.cadence.patience is not None
+                if last or interrupted or must_keep or self.state.step % self.cadence.checkpoint == 0:
+                    self._save()
+                if interrupted and not last:
+                    self.state.stopped_because = "interrupted"
+                    return self.state
+        self.state.stopped_because = "early stopping" if self.state.step < self.num_steps else "budget"
+        return self.state
+
+    def _one_step(self) -> tuple[StepOutcome, float]:
+        step = self.state.step
+        indices = np.asarray(self.plan.documents(step), dtype=np.int64)
+        targets = int(self.documents.num_targets[indices].sum())
+        micro_batches = self._share(indices)
+        learning_rate = cosine_learning_rate(step, self.num_steps, self.stage.optimisation)
+        try:
+            with torch.random.fork_rng():
+                # Dropout draws from the global generator; its draws depend on the step alone.
+                torch.manual_seed(derive_seed(self.seed, "forward", step, self.world.rank))
+                outcome = self.train_step.run(micro_batches, targets, learning_rate)
+        except TrainingError as error:
+            good = self.checkpoints.steps()
+            kept = f"the checkpoint of step {good[-1]} is kept" if good else "no checkpoint was written yet"
+            raise TrainingError(f"step {step + 1}: {error}; {kept}") from error
+        self.state.step += 1
+        self.state.tokens += int(self.documents.lengths[indices].sum())
+        self.state.targets += targets
+        return outcome, learning_rate
+
+    def _share(self, indices: np.ndarray[Any, np.dtype[np.int64]]) -> list[Batch]:
+        """This rank's micro-batches; every rank gets equally many, the last perhaps of weight zero."""
+        optimisation = self.stage.optimisation
+        batches = make_micro_batches(
+            self.documents,
+            indices,
+            micro_batch_tokens=optimisation.micro_batch_tokens,
+            layout=optimisation.layout,
+            pad_id=self.pad_id,
+        )
+        world = self.world
+        while len(batches) % world.size:
+            batches.append(batches[0].without_targets())
+        return batches[world.rank :: world.size]
+
+    def _record(self, outcome: StepOutcome, learning_rate: float) -> None:
+        state = self.state
+        values = {
+            "stage": self.stage.name,
+            "tokens": state.tokens,
+            **outcome.as_metrics(),
+            "targets": state.targets,
+            "lr": learning_rate,
+            "tokens_per_second": state.tokens / state.seconds,
+            "seconds": state.seconds,
+        }
+        if self.metrics is not None:
+            self.metrics.write("step", state.step, values)
+        self.progress.step(state.step, self.num_steps, outcome, state.tokens / state.seconds)
+
+    def _evaluate(self) -> bool:
+        report = self.evaluate()
+        state = self.state
+        improved = state.best_nll is None or report.nll < state.best_nll
+        if improved:
+            state.best_nll, state.best_step, state.evaluations_since_best = report.nll, state.step, 0
+        else:
+            state.evaluations_since_best += 1
+        values = {
+            "stage": self.stage.name,
+            "nll": report.nll,
+            "domains": {name: asdict(domain) for name, domain in report.domains.items()},
+            "best": improved,
+            "seconds": state.seconds,
+        }
+        if self.metrics is not None:
+            self.metrics.write("evaluation", state.step, values)
+        self.progress.evaluation(state.step, report, improved=improved)
+        return improved
+
+    def _out_of_patience(self) -> bool:
+        patience = self.cadence.patience
+        return patience is not None and self.state.evaluations_since_best >= patience
+
+    def _save(self) -> None:
+        state = asdict(self.state)
+        weights, optimizer = self.train_step.weights, self.train_step.optimizer
+        self.checkpoints.save(self.state.step, weights, optimizer, state)
+        self.checkpoints.prune(self.state.best_step if self.cadence.patience is not None else None)

@@ -1,0 +1,176 @@
+"""One optimizer step: micro-batches in, weights moved, measurements out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from stillhouse.data.batch import Batch
+from stillhouse.divergence.fused import ObjectiveOutput, ObjectiveTerms
+from stillhouse.errors import TrainingError
+from stillhouse.recipe import OptimisationConfig
+from stillhouse.teachers.protocol import Teacher
+from stillhouse.training.distributed import World
+from stillhouse.training.precision import Weights
+from stillhouse.training.student import DistillationModule
+
+_QUANTITIES = ("targets", "ce", "kd", "teacher_nll", "teacher_entropy", "top1_agreement")
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one step measured, over all ranks. Losses are means in nats per target token."""
+
+    targets: int
+    loss: float
+    ce: float
+    kd: float | None
+    teacher_nll: float | None
+    teacher_entropy: float | None
+    top1_agreement: float | None
+    grad_norm: float
+    grad_rms_ratio: float | None
+    domains: dict[str, dict[str, float]]
+
+    def as_metrics(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def cosine_learning_rate(step: int, total: int, config: OptimisationConfig) -> float:
+    """Rate of 0-based ``step``: linear warm-up to the peak, then cosine to the floor at the last step."""
+    warmup = math.ceil(config.warmup_fraction * total)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    floor = config.learning_rate * config.min_learning_rate_ratio
+    progress = (step - warmup) / max(1, total - 1 - warmup)
+    return floor + 0.5 * (config.learning_rate - floor) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class TrainStep:
+    """Owns the optimizer; the same gradient for any split into micro-batches and any world size."""
+
+    def __init__(
+        self,
+        module: DistillationModule,
+        weights: Weights,
+        *,
+        teacher: Teacher | None,
+        terms: ObjectiveTerms,
+        config: OptimisationConfig,
+        domains: Sequence[str],
+        world: World,
+    ) -> None:
+        self.module, self.weights = module, weights
+        self._teacher, self._terms, self._config = teacher, terms, config
+        self._domains, self._world = tuple(domains), world
+        named = weights.named()
+        decayed = [p for p in named.values() if p.ndim > 1]
+        plain = [p for p in named.values() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]],
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.eps,
+            fused=not any(isinstance(p, DTensor) for p in named.values()),
+        )
+
+    def run(self, micro_batches: Sequence[Batch], normaliser: int, learning_rate: float) -> StepOutcome:
+        """Train on this rank's share of a step whose ranks hold ``normaliser`` targets together.
+
+        Raises TrainingError, before any weight moves, when the loss or the gradient is not finite.
+        """
+        self.weights.zero_gradients()
+        sums = _Sums(len(self._domains))
+        for batch in micro_batches:
+            output = self._forward_backward(batch.to(self._world.device), normaliser)
+            sums.add(output, batch, self._world.device)
+        self.weights.reduce_gradients(self._world)
+        totals = self._world.sum_(sums.flat)
+        gradients = [p.grad for p in self.weights.named().values() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        outcome = self._outcome(totals, float(norm), normaliser)
+        self._refuse_not_finite(outcome)
+        if self._config.max_grad_norm is not None:
+            clip_grads_with_norm_(list(self.weights.named().values()), self._config.max_grad_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.weights.refresh()
+        return outcome
+
+    def _forward_backward(self, batch: Batch, normaliser: int) -> ObjectiveOutput:
+        projection = None
+        if self._teacher is not None:
+            projection = self._teacher.targets(batch).projection
+        loss, output = self.module(batch, projection, self._terms, float(normaliser), self.weights.gradient_of)
+        self.weights.scale_loss(loss, self._world).backward()
+        return output  # type: ignore[no-any-return]
+
+    def _outcome(self, totals: Tensor, norm: float, normaliser: int) -> StepOutcome:
+        ce_square, kd_square = totals[:2].tolist()
+        table = totals[2:].view(len(self._domains), len(_QUANTITIES))
+        whole = table.sum(dim=0) / normaliser
+        means = dict(zip(_QUANTITIES, whole.tolist(), strict=True))
+        kd = self._teacher is not None
+        scale = self._terms.temperature**2 if self._terms.scale_t2 else 1.0
+        loss = self._terms.ce_weight * means["ce"] + self._terms.kd_weight * scale * means["kd"]
+        return StepOutcome(
+            targets=normaliser,
+            loss=loss,
+            ce=means["ce"],
+            kd=means["kd"] if kd else None,
+            teacher_nll=means["teacher_nll"] if kd else None,
+            teacher_entropy=means["teacher_entropy"] if kd else None,
+            top1_agreement=means["top1_agreement"] if kd else None,
+            grad_norm=norm,
+            grad_rms_ratio=math.sqrt(kd_square / ce_square) if kd and ce_square > 0 else None,
+            domains=self._domain_means(table, kd),
+        )
+
+    def _domain_means(self, table: Tensor, kd: bool) -> dict[str, dict[str, float]]:
+        shown = _QUANTITIES if kd else _QUANTITIES[:2]
+        result = {}
+        for name, row in zip(self._domains, table.tolist(), strict=True):
+            if row[0] > 0:
+                values = dict(zip(_QUANTITIES, row, strict=True))
+                result[name] = {q: values[q] if q == "targets" else values[q] / row[0] for q in shown}
+        return result
+
+    def _refuse_not_finite(self, outcome: StepOutcome) -> None:
+        if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
+            return
+        bad = [d for d, v in outcome.domains.items() if not all(math.isfinite(x) for x in v.values())]
+        where = f" (domains: {', '.join(bad)})" if bad else ""
+        raise TrainingError(
+            f"the loss is {outcome.loss} and the gradient norm {outcome.grad_norm}{where}; "
+            "lower optimisation.learning_rate, or look for rows of extreme length or content in these domains"
+        )
+
+
+class _Sums:
+    """Float64 sums by domain, in one flat tensor so that one all-reduce carries them."""
+
+    def __init__(self, num_domains: int) -> None:
+        self.flat = torch.zeros(2 + num_domains * len(_QUANTITIES), dtype=torch.float64)
+        self._num_domains = num_domains
+
+    def add(self, output: ObjectiveOutput, batch: Batch, device: torch.device) -> None:
+        self.flat = self.flat.to(device)
+        squares = [output.ce_grad_square, output.kd_grad_square]
+        self.flat[:2] += torch.stack([torch.as_tensor(s, dtype=torch.float64, device=device) for s in squares])
+        table = self.flat[2:].view(self._num_domains, len(_QUANTITIES))
+        ones = torch.ones_like(output.ce)
+        columns = (ones, output.ce, output.kd, output.teacher_nll, output.teacher_entropy, output.top1_agreement)
+        domains = batch.domain_ids.to(device)
+        for column, values in enumerate(columns):
+            if values is not None:
+                table[:, column].index_add_(0, domains, values.to(torch.float64))

@@ -1,0 +1,71 @@
+"""The student with its objective inside one forward, as DDP and FSDP2 need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from transformers import PreTrainedModel
+
+from stillhouse.data.batch import Batch
+from stillhouse.divergence.fused import ObjectiveOutput, ObjectiveTerms, fused_objective
+from stillhouse.models.head import split_model
+from stillhouse.teachers.protocol import Projection
+
+GradientBuffer = Callable[[Tensor], Tensor | None]
+
+
+class DistillationModule(nn.Module):
+    """Runs the student on a batch and returns (loss, everything the objective measured).
+
+    The head's weight is used inside this forward only: under FSDP2 it is whole nowhere else.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, chunk: int, compiled: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk = chunk
+        self.compiled = compiled
+        # In a tuple, so that the parts are not registered as modules a second time.
+        self._parts = (split_model(model),)
+
+    def forward(
+        self,
+        batch: Batch,
+        teacher: Projection | None,
+        terms: ObjectiveTerms,
+        normaliser: float,
+        gradient_buffer: GradientBuffer | None = None,
+    ) -> tuple[Tensor, ObjectiveOutput]:
+        """``normaliser``: target tokens of the whole optimizer step, over all ranks."""
+        parts = self._parts[0]
+        projection = parts.projection(parts.hidden(batch))
+        output = fused_objective(
+            projection,
+            batch.labels,
+            teacher,
+            terms,
+            normaliser=normaliser,
+            chunk=self.chunk,
+            compiled=self.compiled,
+            weight_grad_accumulator=None if gradient_buffer is None else gradient_buffer(projection.weight),
+        )
+        return output.loss, output
+
+
+def shard_student(module: DistillationModule, dtype: torch.dtype, *, cpu_offload: bool) -> None:
+    """Apply FSDP2: one group per decoder layer, the root holds embedding, norm and head."""
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    for layer in decoder_layers(module.model):
+        fully_shard(layer, mp_policy=policy, offload_policy=offload)
+    fully_shard(module, mp_policy=policy, offload_policy=offload)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The longest ModuleList of the model: its decoder layers."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    assert lists, "a causal language model has decoder layers"
+    return list(max(lists, key=len))
