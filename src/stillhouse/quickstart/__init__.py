@@ -1,0 +1,1 @@
+"""The chat set that the quickstart trains on, and how it is made."""
