@@ -1,0 +1,96 @@
+"""What no implementation can undercut: bare backbones, and the head's matrix products.
+
+A KD step has to run the teacher's backbone, the student's backbone forwards and backwards, and per
+chunk of target tokens four products with the vocabulary: both models' logits, and the gradients of
+hidden states and head weight. Nothing pointwise, no optimizer and no clipping is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _measure import STUDENT_FOLDER, TEACHER_FOLDER, Job, StepClock, num_tokens, peak_rss_bytes, read_batches
+from _ours import as_batch, folder_model, fused_kd
+from torch import Tensor
+
+from stillhouse.models.head import split_model
+from stillhouse.teachers.protocol import Projection
+
+HEAD_TURNS = 5
+
+
+def head_products(student: Projection, teacher: Projection, weight_gradient: Tensor, chunk: int) -> Tensor:
+    """Run the four products per chunk and return a gradient of the student's hidden states [N, H].
+
+    The student's logits [chunk, V] stand in for their own gradient. ``weight_gradient`` float32
+    [V, H] is added to: in place by the product in float32, through one cast per chunk otherwise.
+    """
+    hidden_gradient = torch.empty_like(student.hidden)
+    for start in range(0, len(student.hidden), chunk):
+        part = slice(start, start + chunk)
+        torch.mm(teacher.hidden[part], teacher.weight.T)
+        gradient = torch.mm(student.hidden[part], student.weight.T)
+        torch.mm(gradient, student.weight, out=hidden_gradient[part])
+        if student.weight.dtype == torch.float32:
+            weight_gradient.addmm_(gradient.T, student.hidden[part])
+        else:
+            weight_gradient.add_(torch.mm(gradient.T, student.hidden[part]))
+    return hidden_gradient
+
+
+def measure_floor(job: Job) -> dict[str, Any]:
+    """Tokens per second of backbones and products over the stored batches."""
+    dtype = getattr(torch, job.dtype)
+    student, teacher = (folder_model(job.work / folder, dtype) for folder in (STUDENT_FOLDER, TEACHER_FOLDER))
+    student.train()
+    student_parts, teacher_parts = split_model(student), split_model(teacher)
+    weight_gradient = torch.zeros(student_parts.head.weight.shape)
+    batches = read_batches(job.work)
+    clock = StepClock(job.warmup)
+    clock.start()
+    for rows in batches:
+        batch = as_batch(rows)
+        with torch.no_grad():
+            teacher_hidden = teacher_parts.hidden(batch)
+        hidden = student_parts.hidden(batch)
+        with torch.no_grad():
+            gradient = head_products(
+                student_parts.projection(hidden.detach()),
+                teacher_parts.projection(teacher_hidden),
+                weight_gradient,
+                job.chunk,
+            )
+        hidden.backward(gradient)  # type: ignore[no-untyped-call]
+        student.zero_grad(set_to_none=True)
+        clock.step_done()
+    return clock.result([num_tokens(rows) for rows in batches])
+
+
+def measure_head(job: Job) -> dict[str, Any]:
+    """Our fused objective beside its four products on the targets of one batch, taken in turns."""
+    dtype = getattr(torch, job.dtype)
+    batch = as_batch(read_batches(job.work)[0])
+    with torch.no_grad():
+        parts = [split_model(folder_model(job.work / folder, dtype)) for folder in (STUDENT_FOLDER, TEACHER_FOLDER)]
+        student, teacher = (part.projection(part.hidden(batch)) for part in parts)
+    weight_gradient = torch.zeros(student.weight.shape)
+    contestants: dict[str, Callable[[], object]] = {
+        "fused": lambda: fused_kd(student, teacher, batch.labels, weight_gradient, job.chunk),
+        "products": lambda: head_products(student, teacher, weight_gradient, job.chunk),
+    }
+    clocks = {name: StepClock(job.warmup) for name in contestants}
+    with torch.no_grad():
+        for _ in range(job.warmup + HEAD_TURNS):
+            for name, contestant in contestants.items():
+                clocks[name].start()
+                contestant()
+                clocks[name].step_done()
+    counts = [len(batch.labels)] * (job.warmup + HEAD_TURNS)
+    results = {name: clock.result(counts) for name, clock in clocks.items()}
+    return {
+        "tokens_per_second": results["fused"]["tokens_per_second"],
+        "products_tokens_per_second": results["products"]["tokens_per_second"],
+        "peak_rss_gib": peak_rss_bytes() / 2**30,
+    }

@@ -1,0 +1,146 @@
+"""Stillhouse as a contestant: the models and rows that every contestant reads, and our training step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from _measure import (
+    STUDENT_FOLDER,
+    TEACHER_FOLDER,
+    Job,
+    RowBatch,
+    StepClock,
+    TokenRow,
+    num_tokens,
+    read_batches,
+    write_batches,
+)
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stillhouse.data.batch import Batch
+from stillhouse.data.chat import ChatFormat
+from stillhouse.data.document import DocumentSet
+from stillhouse.data.rows import Message
+from stillhouse.divergence.fused import ObjectiveTerms, fused_objective
+from stillhouse.models.load import load_model, load_tokenizer
+from stillhouse.models.save import save_model
+from stillhouse.models.shrink import build_student
+from stillhouse.models.tokenizers import tokenizer_hash
+from stillhouse.randomness import numpy_generator
+from stillhouse.recipe import DepthConfig, ForwardKL, ModelConfig, OptimisationConfig, PrunedStudent
+from stillhouse.teachers.live import LiveTeacher
+from stillhouse.teachers.protocol import Projection
+from stillhouse.training.distributed import World
+from stillhouse.training.precision import MasterWeights
+from stillhouse.training.step import TrainStep
+from stillhouse.training.student import DistillationModule
+
+MAX_TOKENS = 512
+KD_TERMS = ObjectiveTerms(ce_weight=0.0, kd_weight=1.0, divergence=ForwardKL())
+"""Forward KL alone, because TRL's loss has no cross-entropy; ours is measured all the same."""
+SFT_TERMS = ObjectiveTerms(ce_weight=1.0, kd_weight=0.0)
+
+
+def folder_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a model folder in ``dtype``, in evaluation mode."""
+    return load_model(ModelConfig(path=str(folder)), dtype=dtype, base_dir=folder)
+
+
+def as_batch(rows: RowBatch) -> Batch:
+    """Right-pad the rows to one batch [B, T] of one domain."""
+    width = max(len(row.input_ids) for row in rows)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    loss_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        loss_mask[index, : len(row.loss_mask)] = torch.tensor(row.loss_mask)
+    documents = torch.arange(len(rows)).repeat_interleave(loss_mask.sum(dim=1))
+    return Batch(
+        input_ids=input_ids,
+        position_ids=torch.arange(width).expand(len(rows), width).contiguous(),
+        loss_mask=loss_mask,
+        domain_ids=torch.zeros_like(documents),
+        document_ids=documents,
+    )
+
+
+def prepare(teacher: str, data: Path, work: Path, *, layers: int, rows: int, steps: int) -> None:
+    """Write the teacher, its student of ``layers`` evenly spaced layers, and the batches under ``work``.
+
+    ``data`` is a JSONL file of the shared chat set; only its GSM8K rows are used, in a seeded order.
+    Raises SystemExit when it holds too few of them.
+    """
+    config = ModelConfig(path=teacher)
+    model = load_model(config, dtype=torch.float32, base_dir=Path.cwd())
+    tokenizer = load_tokenizer(config, base_dir=Path.cwd())
+    save_model(model, tokenizer, work / TEACHER_FOLDER)
+    nothing = DocumentSet.build([], [], (), tokenizer_hash(tokenizer))
+    pruned = PrunedStudent(type="pruned", depth=DepthConfig(layers=layers, method="even"))
+    student = build_student(model, pruned, documents=nothing, tokenizer=tokenizer)
+    save_model(student.model, student.tokenizer, work / STUDENT_FOLDER)
+
+    lines = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
+    chats = [line["messages"] for line in lines if line["source"] == "gsm8k"]
+    if len(chats) < rows * steps:
+        raise SystemExit(f"{data}: {len(chats)} GSM8K rows, {rows * steps} needed; ask for fewer steps")
+    order = numpy_generator(0, "benchmark rows").permutation(len(chats))[: rows * steps]
+    chat = ChatFormat(tokenizer)
+    encoded = []
+    for index in order:
+        ids, mask = chat.encode([Message(**message) for message in chats[index]])
+        encoded.append(TokenRow(ids[:MAX_TOKENS].tolist(), mask[:MAX_TOKENS].tolist()))
+    write_batches([encoded[start : start + rows] for start in range(0, len(encoded), rows)], work)
+
+
+def measure_ours(job: Job) -> dict[str, Any]:
+    """Train with our step over the stored batches; ``ours-kd`` or ``ours-sft``.
+
+    ``bfloat16`` means float32 master weights and optimizer state with bfloat16 compute.
+    """
+    dtype = getattr(torch, job.dtype)
+    kd = job.contestant == "ours-kd"
+    student = folder_model(job.work / STUDENT_FOLDER, torch.float32).train()
+    teacher = None
+    if kd:
+        teacher_model = folder_model(job.work / TEACHER_FOLDER, dtype)
+        teacher = LiveTeacher(teacher_model, vocabulary_map=None, vocab_size=teacher_model.config.vocab_size)
+    module = DistillationModule(student, chunk=job.chunk, compiled=True)
+    step = TrainStep(
+        module,
+        MasterWeights(module, dtype),
+        teacher=teacher,
+        terms=KD_TERMS if kd else SFT_TERMS,
+        config=OptimisationConfig(head_chunk=job.chunk),
+        domains=("math",),
+        world=World(0, 1, torch.device("cpu")),
+    )
+    batches = read_batches(job.work)
+    clock = StepClock(job.warmup)
+    clock.start()
+    for rows in batches:
+        batch = as_batch(rows)
+        outcome = step.run([batch], int(batch.loss_mask.sum()), learning_rate=1e-4)
+        clock.step_done()
+    return {**clock.result([num_tokens(rows) for rows in batches]), "loss": outcome.loss}
+
+
+def fused_kd(student: Projection, teacher: Projection, labels: Tensor, weight_gradient: Tensor, chunk: int) -> None:
+    """Run the fused objective alone: values, and both gradients (``weight_gradient`` [V, H] is added to)."""
+    hidden = student.hidden.detach().requires_grad_()
+    weight = student.weight.detach().requires_grad_()
+    with torch.enable_grad():
+        output = fused_objective(
+            Projection(hidden, weight, student.bias, student.scale, student.softcap),
+            labels,
+            teacher,
+            KD_TERMS,
+            normaliser=float(len(labels)),
+            chunk=chunk,
+            compiled=True,
+            weight_grad_accumulator=weight_gradient,
+        )
+        output.loss.backward()  # type: ignore[no-untyped-call]
