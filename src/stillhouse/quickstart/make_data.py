@@ -132,12 +132,13 @@ def extraction(content: dict[str, Any], split: Split) -> Iterator[Draft]:
 
 
 def knowledge(content: dict[str, Any], split: Split) -> Iterator[Draft]:
-    """General knowledge, one question a fact."""
-    yield from ((question, completion, answer) for question, completion, answer in content[split])
+    """General knowledge, one question a fact. Where a word decides, exact match wants the whole sentence."""
+    for question, completion, key in content[split]:
+        yield question, completion, completion if key and not key.isdigit() else key
 
 
 def classification(content: dict[str, Any], split: Split) -> Iterator[Draft]:
-    """A label for a text, with the reason."""
+    """A label for a text, with the reason (which could be worded otherwise, so there is no exact match)."""
     draws = Draws(f"classification:{split}")
     for name, rows in content[split].items():
         task = content["tasks"][name]
@@ -145,7 +146,7 @@ def classification(content: dict[str, Any], split: Split) -> Iterator[Draft]:
         for text, label, reason in rows:
             completion = task["answer"].format(text=text, label=label, reason=reason, Reason=capitalised(reason))
             for prompt in prompts:
-                yield prompt.format(text=text), completion, label
+                yield prompt.format(text=text), completion, None
 
 
 def advice(content: dict[str, Any], split: Split) -> Iterator[Draft]:
