@@ -25,13 +25,22 @@ from stillhouse.data.batch import Batch
 from stillhouse.data.chat import ChatFormat
 from stillhouse.data.document import DocumentSet
 from stillhouse.data.rows import Message
-from stillhouse.divergence.fused import ObjectiveTerms, fused_objective
+from stillhouse.divergence.fused import fused_objective
+from stillhouse.divergence.objective import ObjectiveTerms
 from stillhouse.models.load import load_model, load_tokenizer
 from stillhouse.models.save import save_model
-from stillhouse.models.shrink import build_student
+from stillhouse.models.shrink.build import build_student
 from stillhouse.models.tokenizers import tokenizer_hash
 from stillhouse.randomness import numpy_generator
-from stillhouse.recipe import DepthConfig, ForwardKL, ModelConfig, OptimisationConfig, PrunedStudent
+from stillhouse.recipe import (
+    ConvexMixing,
+    DepthConfig,
+    KDObjective,
+    ModelConfig,
+    OptimisationConfig,
+    PrunedStudent,
+    SFTObjective,
+)
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.protocol import Projection
 from stillhouse.training.distributed import World
@@ -40,9 +49,8 @@ from stillhouse.training.step import TrainStep
 from stillhouse.training.student import DistillationModule
 
 MAX_TOKENS = 512
-KD_TERMS = ObjectiveTerms(ce_weight=0.0, kd_weight=1.0, divergence=ForwardKL())
+KD = KDObjective(type="kd", mixing=ConvexMixing(kd_weight=1.0))
 """Forward KL alone, because TRL's loss has no cross-entropy; ours is measured all the same."""
-SFT_TERMS = ObjectiveTerms(ce_weight=1.0, kd_weight=0.0)
 
 
 def folder_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -104,16 +112,17 @@ def measure_ours(job: Job) -> dict[str, Any]:
     dtype = getattr(torch, job.dtype)
     kd = job.contestant == "ours-kd"
     student = folder_model(job.work / STUDENT_FOLDER, torch.float32).train()
+    vocab_size = student.get_input_embeddings().weight.shape[0]
     teacher = None
     if kd:
         teacher_model = folder_model(job.work / TEACHER_FOLDER, dtype)
-        teacher = LiveTeacher(teacher_model, vocabulary_map=None, vocab_size=teacher_model.config.vocab_size)
+        teacher = LiveTeacher(teacher_model, vocabulary_map=None, vocab_size=vocab_size)
     module = DistillationModule(student, chunk=job.chunk, compiled=True)
     step = TrainStep(
         module,
         MasterWeights(module, dtype),
         teacher=teacher,
-        terms=KD_TERMS if kd else SFT_TERMS,
+        terms=ObjectiveTerms.from_config(KD if kd else SFTObjective(type="sft"), vocab_size),
         config=OptimisationConfig(head_chunk=job.chunk),
         domains=("math",),
         world=World(0, 1, torch.device("cpu")),
@@ -137,7 +146,7 @@ def fused_kd(student: Projection, teacher: Projection, labels: Tensor, weight_gr
             Projection(hidden, weight, student.bias, student.scale, student.softcap),
             labels,
             teacher,
-            KD_TERMS,
+            ObjectiveTerms.from_config(KD, len(student.weight)),
             normaliser=float(len(labels)),
             chunk=chunk,
             compiled=True,
