@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from jinja2 import TemplateError
 
@@ -21,7 +21,7 @@ from stillhouse.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-RejectionReason = Literal["bad_role_order", "special_token_in_content", "empty", "refused_by_template"]
+RejectionReason = Literal["bad_role_order", "special_token_in_content", "empty", "refused_by_template", "empty_targets"]
 
 NEXT_ROLES = {
     "start": {"system", "user"},
@@ -163,14 +163,14 @@ class ChatFormat:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         variables: dict[str, Any] = {**self._special_tokens, "strftime_now": TEMPLATE_DATE.strftime}
-        texts: list[str]
-        spans: list[list[Span]]  # empty without markers
-        texts, spans = render_jinja_template(  # type: ignore[assignment]  # its hints miss one list level
+        rendered = render_jinja_template(
             conversations=[[{"role": m.role, "content": m.content} for m in messages]],
             chat_template=self._template,
             return_assistant_tokens_mask=self._has_markers,
             **variables,
         )
+        # Its hints are those of one conversation; it returns a list for each.
+        texts, spans = cast("tuple[list[str], list[list[Span]]]", rendered)
         return texts[0], spans[0] if self._has_markers else []
 
     def _marked_spans(self, text: str, marked: Sequence[Span]) -> list[Span]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.data.prepare import Prepared, prepare
 from stillhouse.data.rows import Row, prompt_digest
@@ -31,6 +31,11 @@ class Dataset:
     def domains(self) -> tuple[str, ...]:
         """The sorted domains of all splits."""
         return self.train.documents.domains
+
+    def reports(self) -> dict[str, Any]:
+        """What became of the rows of each split, as JSON."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: prepared.report.as_dict() for name, prepared in splits.items()}
 
 
 def load_dataset(

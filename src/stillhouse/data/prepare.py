@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from stillhouse.data.chat import ChatFormat, Rejection
-from stillhouse.data.document import BoolArray, Document, DocumentSet, Int32Array, document_uid
-from stillhouse.data.masking import Encoded, SpanTokenizer, beginning_ids, special_token_pattern
+from stillhouse.data.chat import Rejection, RejectionReason
+from stillhouse.data.document import Document, DocumentSet, document_uid
+from stillhouse.data.encoding import RowEncoder
 from stillhouse.data.rows import Row
 from stillhouse.errors import DataError
 from stillhouse.recipe import DataConfig
@@ -21,15 +19,8 @@ from stillhouse.recipe import DataConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-REJECTIONS: tuple[str, ...] = (
-    "bad_role_order",
-    "special_token_in_content",
-    "empty",
-    "refused_by_template",
-    "empty_targets",
-)
+REJECTIONS: tuple[str, ...] = get_args(RejectionReason)
 EXAMPLES_SHOWN = 5
-ROWS_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True)
@@ -110,53 +101,63 @@ def prepare(
     if unknown := sorted({row.domain for row in rows} - numbers.keys()):
         raise DataError(f"rows have domains {unknown} that are not among {list(names)}; add them or set `domain_map`")
 
-    encoder = RowEncoder(tokenizer, config, base_dir)
-    documents: list[Document] = []
-    row_numbers: list[int] = []
-    counts: Counter[str] = Counter()
-    rejections: list[tuple[Row, Rejection]] = []
-    empty_targets: list[Row] = []
-    seen: set[bytes] = set()
+    template = read_template(config.chat_template, base_dir)
+    encoder = RowEncoder(tokenizer, max_seq_len=config.max_seq_len, template=template)
+    tally = _Tally(config.deduplicate, held_out)
     for number, (row, outcome) in enumerate(zip(rows, encoder.encode(rows), strict=True)):
         if isinstance(outcome, Rejection):
-            rejections.append((row, outcome))
-            continue
-        counts["truncated"] += outcome.truncated
-        if not outcome.pieces:
-            empty_targets.append(row)
-        for ids, mask in outcome.pieces:
-            uid = document_uid(ids, mask, tokenizer_hash)
-            if uid in held_out:
-                counts["leaked_into_evaluation"] += 1
-            elif config.deduplicate and uid in seen:
-                counts["duplicates"] += 1
-            else:
-                documents.append(Document(ids, mask, numbers[row.domain], uid))
-                row_numbers.append(number)
-            seen.add(uid)
+            tally.reject(row, outcome)
+        else:
+            tally.truncated += outcome.truncated
+            for ids, mask in outcome.pieces:
+                tally.offer(Document(ids, mask, numbers[row.domain], document_uid(ids, mask, tokenizer_hash)), number)
+    _stop_if_too_many(len(rows), tally.rejected, tally.examples, config.max_rejected_fraction)
 
-    rejected = dict.fromkeys(REJECTIONS, 0) | Counter(r.reason for _, r in rejections)
-    rejected["empty_targets"] = len(empty_targets)
-    examples = [f"{row.where}: {rejection.reason}: {rejection.detail}" for row, rejection in rejections]
-    examples += [
-        f"{row.where}: empty_targets: no target in data.max_seq_len={config.max_seq_len}" for row in empty_targets
-    ]
-    _stop_if_too_many(len(rows), rejected, examples, config.max_rejected_fraction)
-    kept, positions = np.unique(np.array(row_numbers, np.int64), return_inverse=True)
-    built = DocumentSet.build(documents, (int(p) for p in positions), names, tokenizer_hash)
+    kept, positions = np.unique(np.array(tally.row_numbers, np.int64), return_inverse=True)
+    documents = DocumentSet.build(tally.documents, (int(p) for p in positions), names, tokenizer_hash)
     report = DataReport(
         rows=len(rows),
-        documents=len(built),
-        tokens=len(built.tokens),
-        targets=int(built.mask.sum()),
-        rejected=rejected,
-        rejected_examples=tuple(examples[:EXAMPLES_SHOWN]),
-        truncated=counts["truncated"],
-        duplicates=counts["duplicates"],
-        leaked_into_evaluation=counts["leaked_into_evaluation"],
-        domains=_count_domains(built),
+        documents=len(documents),
+        tokens=len(documents.tokens),
+        targets=int(documents.mask.sum()),
+        rejected=tally.rejected,
+        rejected_examples=tuple(tally.examples),
+        truncated=tally.truncated,
+        duplicates=tally.duplicates,
+        leaked_into_evaluation=tally.leaked,
+        domains=_count_domains(documents),
     )
-    return Prepared(built, [rows[int(i)] for i in kept], report)
+    return Prepared(documents, [rows[int(i)] for i in kept], report)
+
+
+class _Tally:
+    """The documents so far, and the counts of what was left out."""
+
+    def __init__(self, deduplicate: bool, held_out: Collection[bytes]) -> None:
+        self.documents: list[Document] = []
+        self.row_numbers: list[int] = []
+        self.rejected: dict[str, int] = dict.fromkeys(REJECTIONS, 0)
+        self.examples: list[str] = []
+        self.truncated = self.duplicates = self.leaked = 0
+        self._deduplicate = deduplicate
+        self._held_out = held_out
+        self._seen: set[bytes] = set()
+
+    def reject(self, row: Row, rejection: Rejection) -> None:
+        self.rejected[rejection.reason] += 1
+        if len(self.examples) < EXAMPLES_SHOWN:
+            self.examples.append(f"{row.where}: {rejection.reason}: {rejection.detail}")
+
+    def offer(self, document: Document, row_number: int) -> None:
+        """Take the document, unless it is held out or a duplicate."""
+        if document.uid in self._held_out:
+            self.leaked += 1
+        elif self._deduplicate and document.uid in self._seen:
+            self.duplicates += 1
+        else:
+            self._seen.add(document.uid)
+            self.documents.append(document)
+            self.row_numbers.append(row_number)
 
 
 def _stop_if_too_many(num_rows: int, rejected: dict[str, int], examples: list[str], limit: float) -> None:
@@ -164,7 +165,7 @@ def _stop_if_too_many(num_rows: int, rejected: dict[str, int], examples: list[st
     if num_rejected <= limit * num_rows:
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items() if count)
-    shown = "\n  ".join(examples[:EXAMPLES_SHOWN])
+    shown = "\n  ".join(examples)
     raise DataError(
         f"{num_rejected} of {num_rows} rows cannot be used ({reasons}), more than data.max_rejected_fraction={limit}"
         f" allows. Mend the rows, or raise that limit. The first ones:\n  {shown}"
@@ -186,111 +187,12 @@ def _count_domains(documents: DocumentSet) -> dict[str, DomainCounts]:
     }
 
 
-# --- encoding -------------------------------------------------------------------------------
+def read_template(name: str | None, base_dir: Path) -> str | None:
+    """Return the Jinja text of ``data.chat_template``, or None where the tokenizer's own is used.
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """The documents of one row, none if nothing of it is a target."""
-
-    pieces: list[Encoded]
-    truncated: bool = False
-
-
-class RowEncoder:
-    """Encodes rows of any format with one tokenizer, many at a time and in order."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: DataConfig, base_dir: Path) -> None:
-        self._tokenizer = tokenizer
-        self._max_seq_len = config.max_seq_len
-        self._template = _read_template(config.chat_template, base_dir)
-        self._chat: ChatFormat | None = None
-        self._specials = special_token_pattern(tokenizer)
-        self._spans = SpanTokenizer(tokenizer)
-        self._beginning = beginning_ids(tokenizer)
-
-    def encode(self, rows: Sequence[Row]) -> Iterator[Outcome | Rejection]:
-        """Yield the outcome of each row.
-
-        Raises:
-            DataError: conversations, and no usable chat template.
-        """
-        remaining = iter(rows)
-        while chunk := list(islice(remaining, ROWS_AT_A_TIME)):
-            outcomes: dict[int, Outcome | Rejection] = {}
-            for select, encode in (
-                (self._is_text, self._encode_texts),
-                (self._is_plain, self._encode_plain),
-                (self._is_chat, self._encode_chats),
-            ):
-                chosen = [number for number, row in enumerate(chunk) if select(row)]
-                outcomes.update(zip(chosen, encode([chunk[n] for n in chosen]), strict=True))
-            yield from (outcomes[number] for number in range(len(chunk)))
-
-    def _is_text(self, row: Row) -> bool:
-        return row.text is not None
-
-    def _is_plain(self, row: Row) -> bool:
-        """A prompt and completion for a tokenizer without a chat template."""
-        return row.prompt is not None and self._template is None and not self._tokenizer.chat_template
-
-    def _is_chat(self, row: Row) -> bool:
-        return row.messages is not None and not self._is_plain(row)
-
-    def _encode_chats(self, rows: list[Row]) -> list[Outcome | Rejection]:
-        if not rows:
-            return []
-        if self._chat is None:
-            self._chat = ChatFormat(self._tokenizer, self._template)
-        found = self._chat.encode_batch([row.messages or () for row in rows])
-        return [e if isinstance(e, Rejection) else self._cut(*e) for e in found]
-
-    def _encode_plain(self, rows: list[Row]) -> list[Outcome | Rejection]:
-        """Prompt, completion, eos: the last two are targets."""
-        eos = self._tokenizer.eos_token_id
-        if rows and eos is None:
-            raise DataError(
-                f"tokenizer {self._tokenizer.name_or_path!r} has neither a chat template nor an eos token, so a model"
-                " could never learn to stop; give data.chat_template, or a tokenizer with an eos token"
-            )
-        pairs = [(row.prompt or "", row.completion or "") for row in rows]
-        encoded = self._spans.encode([p + c for p, c in pairs], [[(len(p), len(p + c))] for p, c in pairs])
-        outcomes: list[Outcome | Rejection] = []
-        for row, (ids, mask) in zip(rows, encoded, strict=True):
-            head = np.array(self._beginning, np.int32)
-            all_ids = np.concatenate([head, ids, np.array([eos], np.int32)])
-            all_mask = np.concatenate([np.zeros(len(head), np.bool_), mask, np.ones(1, np.bool_)])
-            outcomes.append(self._unusable(row, row.completion or "") or self._cut(all_ids, all_mask))
-        return outcomes
-
-    def _encode_texts(self, rows: list[Row]) -> list[Outcome | Rejection]:
-        """BOS where the tokenizer writes one, the text, eos where it has one; every token but the first is a target."""
-        eos = self._tokenizer.eos_token_id
-        outcomes: list[Outcome | Rejection] = []
-        for row, ids in zip(rows, self._spans.ids([row.text or "" for row in rows]), strict=True):
-            end = [] if eos is None else [eos]
-            tokens = np.concatenate([np.array(self._beginning, np.int32), ids, np.array(end, np.int32)])
-            pieces = [tokens[i : i + self._max_seq_len] for i in range(0, len(tokens), self._max_seq_len)]
-            # A piece of one token has no target.
-            documents = [(piece, np.arange(len(piece)) > 0) for piece in pieces if len(piece) > 1]
-            outcomes.append(self._unusable(row, row.text or "") or Outcome(documents))
-        return outcomes
-
-    def _unusable(self, row: Row, wanted: str) -> Rejection | None:
-        if not wanted.strip():
-            return Rejection("empty", "nothing to learn from: only white space")
-        for content in row.contents:
-            if special := self._specials.search(content):
-                return Rejection("special_token_in_content", f"the text contains {special.group()!r}")
-        return None
-
-    def _cut(self, ids: Int32Array, mask: BoolArray) -> Outcome:
-        truncated = len(ids) > self._max_seq_len
-        ids, mask = ids[: self._max_seq_len], mask[: self._max_seq_len]
-        return Outcome([(ids, mask)] if mask.any() else [], truncated)
-
-
-def _read_template(name: str | None, base_dir: Path) -> str | None:
+    Raises:
+        DataError: the file cannot be read.
+    """
     if name is None:
         return None
     path = base_dir / Path(name).expanduser()

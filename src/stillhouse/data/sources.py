@@ -162,7 +162,7 @@ def find_files(path: str, base_dir: Path) -> list[Path]:
     if full.is_dir():
         visible = (p for p in full.rglob("*") if not any(part.startswith(".") for part in p.relative_to(full).parts))
         files = _readable(visible)
-        _refuse_mixed_splits(full, files)
+        _refuse_mixed_splits(path, files)
     elif glob.has_magic(path):
         # Path.glob refuses absolute patterns.
         files = _readable(base_dir / found for found in glob.glob(path, root_dir=base_dir, recursive=True))  # noqa: PTH207
@@ -186,14 +186,14 @@ def split_of(path: Path) -> str | None:
     return SPLIT_NAMES.get(SHARD.sub("", path.stem))
 
 
-def _refuse_mixed_splits(folder: Path, files: Sequence[Path]) -> None:
+def _refuse_mixed_splits(folder: str, files: Sequence[Path]) -> None:
     """Training on a folder's test file would go unnoticed, so a folder that holds several splits is refused."""
     named = {split: path for path in reversed(files) if (split := split_of(path))}
     if len(named) > 1:
         example = named.get("train", files[0])
         raise DataError(
             f"{folder}: the folder holds files of several splits ({', '.join(sorted(named))}); name one of them, or"
-            f" several with a pattern such as {folder.name}/**/{example.name}"
+            f" several with a pattern such as {folder}/**/{example.name}"
         )
 
 
