@@ -1,29 +1,29 @@
-"""A tiny random Llama and a byte-level tokenizer of 257 ids; nothing is downloaded."""
+"""A tiny random Llama whose answers depend on the prompt."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-EOS = "<|end|>"
+PADDING_ROWS = 3
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS)
+def tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    return tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
-def model() -> LlamaForCausalLM:
-    """Random float32 weights, large enough that the next token depends on the prompt; 260 head rows for 257 ids."""
+def num_ids(tokenizer: PreTrainedTokenizerFast) -> int:
+    return len(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def model(num_ids: int) -> LlamaForCausalLM:
+    """Float32 weights, large enough that the next token depends on the prompt; the head has padding rows."""
     config = LlamaConfig(
-        vocab_size=260,
+        vocab_size=num_ids + PADDING_ROWS,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,

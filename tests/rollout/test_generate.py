@@ -31,8 +31,10 @@ def greedy_by_hand(model: LlamaForCausalLM, prompt: list[int], steps: int, num_i
     return sequence[len(prompt) :]
 
 
-def test_batched_greedy_equals_plain_greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    expected = [greedy_by_hand(model, prompt, 9, 257) for prompt in PROMPTS]
+def test_batched_greedy_equals_plain_greedy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, num_ids: int
+) -> None:
+    expected = [greedy_by_hand(model, prompt, 9, num_ids) for prompt in PROMPTS]
     assert len({tuple(e) for e in expected}) == len(PROMPTS), "the prompts must matter for this test to say anything"
     for batch_tokens in (1, 30, 10_000):
         settings = GenerationSettings(9, NO_STOP, batch_tokens=batch_tokens)
@@ -100,16 +102,18 @@ def test_the_models_recommendation_has_no_effect(
     assert not caplog.records
 
 
-def test_padding_rows_of_the_head_are_never_chosen(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_padding_rows_of_the_head_are_never_chosen(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, num_ids: int
+) -> None:
     weight = model.lm_head.weight.data
-    kept = weight[257:].clone()
+    kept = weight[num_ids:].clone()
     try:
         # Two opposite rows: one of them has the largest logit for any hidden state.
-        weight[257], weight[258] = 1e3, -1e3
+        weight[num_ids], weight[num_ids + 1] = 1e3, -1e3
         generated = generate(model, tokenizer, PROMPTS, GenerationSettings(5, NO_STOP), seed=0)
-        assert max(max(i) for i in ids(generated)) < 257
+        assert max(max(i) for i in ids(generated)) < num_ids
     finally:
-        weight[257:] = kept
+        weight[num_ids:] = kept
 
 
 def test_each_part_gets_its_mode_back(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:

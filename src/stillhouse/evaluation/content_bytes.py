@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.document import BoolArray, DocumentSet, Int64Array
+from stillhouse.models.tokenizers import vocabulary_size
 
 
 def content_bytes(
@@ -43,9 +44,8 @@ def is_byte_level(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 def _token_bytes(tokenizer: PreTrainedTokenizerFast) -> Int64Array:
     """Bytes of every id of a byte-level tokenizer, int64 [V]; added tokens are plain text."""
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    sizes = np.zeros(max(vocabulary.values()) + 1, np.int64)
-    for token, token_id in vocabulary.items():
+    sizes = np.zeros(vocabulary_size(tokenizer), np.int64)
+    for token, token_id in tokenizer.get_vocab().items():
         sizes[token_id] = len(token)
     for token_id, added in tokenizer.added_tokens_decoder.items():
         sizes[token_id] = len(added.content.encode())

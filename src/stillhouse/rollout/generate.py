@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError
+from stillhouse.models.tokenizers import vocabulary_size
 from stillhouse.randomness import derive_seed
 from stillhouse.rollout.mode import evaluating
 
@@ -127,7 +128,7 @@ def _transformers_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: GenerationSettings
 ) -> GenerationConfig:
     stop_ids = sorted(settings.stop_ids)
-    num_ids = max(tokenizer.get_vocab().values()) + 1
+    num_ids = vocabulary_size(tokenizer)
     head_rows: int = model.config.get_text_config().vocab_size
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     return GenerationConfig(  # type: ignore[no-untyped-call]
