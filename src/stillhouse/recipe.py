@@ -8,9 +8,9 @@ writes the files.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -102,7 +102,17 @@ class PrunedStudent(Config):
         return self
 
 
-StudentConfig = Annotated[PretrainedStudent | PrunedStudent, Field(discriminator="type")]
+def _student_type(value: Any) -> str:
+    """A student given by its path alone is a pretrained one."""
+    if isinstance(value, dict):
+        return str(value.get("type", "pretrained"))
+    return str(getattr(value, "type", "pretrained"))
+
+
+StudentConfig = Annotated[
+    Annotated[PretrainedStudent, Tag("pretrained")] | Annotated[PrunedStudent, Tag("pruned")],
+    Discriminator(_student_type),
+]
 
 
 # --- data -----------------------------------------------------------------------------------
@@ -339,6 +349,8 @@ class OutputConfig(Config):
     dir: str
     license: str | None = None
     """Licence written on the model card; None copies the source model's where it is known."""
+    save_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the saved weights; `auto` follows the compute precision."""
     tracker: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
 
 

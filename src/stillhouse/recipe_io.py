@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -173,15 +172,12 @@ def _all_field_names() -> set[str]:
 
 
 def _tags(field: str) -> str:
-    known: dict[str, Any] = {
-        "student": recipe_module.StudentConfig,
+    unions: dict[str, Any] = {
         "objective": recipe_module.ObjectiveConfig,
         "divergence": recipe_module.DivergenceConfig,
         "mixing": recipe_module.MixingConfig,
     }
-    annotated = known.get(field.rsplit(".", 1)[-1])
-    if annotated is None:
+    union = unions.get(field.rsplit(".", 1)[-1])
+    if union is None:
         return ""
-    union = annotated.__origin__
-    members = union.__args__ if isinstance(union, types.UnionType) or hasattr(union, "__args__") else ()
-    return ", ".join(str(m.model_fields["type"].annotation.__args__[0]) for m in members)
+    return ", ".join(str(m.model_fields["type"].annotation.__args__[0]) for m in union.__origin__.__args__)

@@ -24,9 +24,9 @@ class Progress(Protocol):
     def close(self) -> None: ...
 
 
-def open_progress(console: Console, name: str, first_step: int, *, silent: bool) -> Progress:
-    """A live bar where the console is a terminal, plain lines where it is not, nothing if silent."""
-    if silent:
+def open_progress(console: Console | None, name: str, first_step: int) -> Progress:
+    """A live bar where the console is a terminal, plain lines where it is not, nothing without one."""
+    if console is None:
         return Silent()
     return Live(console, name, first_step) if console.is_terminal else Plain(console, name)
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from stillhouse.data.batch import Batch
-from stillhouse.divergence.fused import ObjectiveOutput, ObjectiveTerms
+from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms
 from stillhouse.errors import TrainingError
 from stillhouse.recipe import OptimisationConfig
 from stillhouse.teachers.protocol import Teacher
@@ -121,8 +121,7 @@ class TrainStep:
         whole = table.sum(dim=0) / normaliser
         means = dict(zip(_QUANTITIES, whole.tolist(), strict=True))
         kd = self._teacher is not None
-        scale = self._terms.temperature**2 if self._terms.scale_t2 else 1.0
-        loss = self._terms.ce_weight * means["ce"] + self._terms.kd_weight * scale * means["kd"]
+        loss = self._terms.ce_weight * means["ce"] + self._terms.kd_weight * means["kd"]
         return StepOutcome(
             targets=normaliser,
             loss=loss,

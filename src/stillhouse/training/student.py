@@ -10,7 +10,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from transformers import PreTrainedModel
 
 from stillhouse.data.batch import Batch
-from stillhouse.divergence.fused import ObjectiveOutput, ObjectiveTerms, fused_objective
+from stillhouse.divergence.fused import fused_objective
+from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms
 from stillhouse.models.head import split_model
 from stillhouse.teachers.protocol import Projection
 

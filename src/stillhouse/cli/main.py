@@ -1,0 +1,151 @@
+"""The command line: each command parses, calls one function and prints what it returns.
+
+Nothing heavy is imported here, so that ``stillhouse --help`` answers at once; every command
+imports what it needs inside.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillhouse.errors import StillhouseError
+
+USER_ERROR = 2
+
+app = typer.Typer(
+    name="stillhouse",
+    help="Distil large language models into small ones that are good at your own work.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides, for example stages.0.optimisation.learning_rate=1e-4.", show_default=False),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in output.dir.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["STILLHOUSE_DEBUG"] = "1"
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="JSONL or Parquet file, folder of them, or hf://org/dataset.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the recipe.")] = Path("recipe.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing recipe.")] = False,
+) -> None:
+    """Look at your data and write a commented recipe for it."""
+    from stillhouse.cli.commands import init_recipe
+
+    init_recipe(data, output, overwrite=overwrite)
+
+
+@app.command()
+def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Check everything that can be checked without training, and print the resolved recipe."""
+    from stillhouse.cli.commands import validate_recipe
+
+    validate_recipe(recipe, overrides or [])
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Distil: evaluate, train, evaluate again, and write the model and its report.
+
+    The same command resumes a run that was interrupted. Under torchrun it runs on many processes.
+    """
+    from stillhouse.cli.commands import train_recipe
+
+    train_recipe(recipe, overrides or [], overwrite=overwrite)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder, hub name, GGUF file or package:NAME.")],
+    data: Annotated[str, typer.Argument(help="JSONL or Parquet file, folder of them, or hf://org/dataset.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the numbers as JSON.")] = None,
+    limit_per_domain: Annotated[int | None, typer.Option(min=1, help="Use so many rows of each domain.")] = None,
+    generate: Annotated[int, typer.Option(min=0, help="Rows to generate and score by exact match.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generation.")] = 128,
+    max_seq_len: Annotated[int, typer.Option(min=8, help="Longer conversations are cut.")] = 1024,
+    precision: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+) -> None:
+    """Score a model on held-out rows: NLL, perplexity and bits/byte by domain, exact match, samples."""
+    from stillhouse.cli.commands import EvaluateOptions, evaluate_model_on
+
+    options = EvaluateOptions(limit_per_domain, generate, max_new_tokens, max_seq_len, precision)
+    evaluate_model_on(model, data, options, output)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory; several are compared.")],
+    others: Annotated[list[Path] | None, typer.Argument(help="More run directories.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Page of a comparison.")] = None,
+) -> None:
+    """Write report.html for a run, or one page that compares several."""
+    from stillhouse.cli.commands import write_report
+
+    write_report(run, others or [], output)
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Run directory or model folder.")],
+    repo: Annotated[str, typer.Argument(help="Hub repository, org/name.")],
+    public: Annotated[bool, typer.Option("--public", help="Create a public repository (private otherwise).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
+) -> None:
+    """Upload the model folder to the Hugging Face hub; the token comes from HF_TOKEN."""
+    from stillhouse.cli.commands import push_model
+
+    push_model(run, repo, private=not public, dry_run=dry_run)
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the runs.")] = Path("quickstart"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Distil a 24-layer student from SmolLM2-135M-Instruct, SFT beside KD, in minutes on a CPU."""
+    from stillhouse.cli.quickstart import run_quickstart
+
+    run_quickstart(output, overwrite=overwrite)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit code 2."""
+    try:
+        app()
+    except StillhouseError as error:
+        if os.environ.get("STILLHOUSE_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(USER_ERROR)
+    except OSError as error:
+        # A full disk or a folder that vanished, met outside the places that expect it.
+        if os.environ.get("STILLHOUSE_DEBUG"):
+            raise
+        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

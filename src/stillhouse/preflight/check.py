@@ -1,0 +1,172 @@
+"""What must be looked at before money is spent."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from stillhouse.data.dataset import Dataset
+from stillhouse.divergence.compiler import compiler_available
+from stillhouse.errors import ModelError
+from stillhouse.mixture.plan import Plan
+from stillhouse.models.load import load_tokenizer
+from stillhouse.models.tokenizers import vocabulary_size
+from stillhouse.models.vocabulary_map import teacher_ids
+from stillhouse.preflight.estimate import Estimate, ModelSize, estimate, measure_flops
+from stillhouse.recipe import KDObjective, ModelConfig, PretrainedStudent, Recipe
+from stillhouse.run_directory import RunDirectory
+from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source
+from stillhouse.training.precision import resolve_dtype
+
+_GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """The result of all checks; a failed check raised instead."""
+
+    data: dict[str, Any]
+    student: ModelSize
+    teacher: ModelSize | None
+    dtype: str
+    estimate: Estimate
+    memory_available: int
+    disk_available: int
+    warnings: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report for people, a line a fact."""
+        found = []
+        for split, report in self.data.items():
+            found.append(f"{split}: {report['documents']} documents, {report['tokens']} tokens, {report['targets']} targets")
+            left_out = {k: v for k, v in {**report["rejected"], "truncated": report["truncated"]}.items() if v}
+            left_out |= {k: report[k] for k in ("duplicates", "leaked_into_evaluation") if report[k]}
+            if left_out:
+                found.append(f"  {', '.join(f'{name} {count}' for name, count in left_out.items())}")
+        sizes = f"student {self.student.parameters / 1e6:.1f}M parameters"
+        if self.teacher is not None:
+            sizes += f", teacher {self.teacher.parameters / 1e6:.1f}M"
+        guess = self.estimate
+        found.append(f"{sizes}; compute in {self.dtype}")
+        found.append(
+            f"{guess.steps} steps on {guess.training_tokens} tokens: about {_duration(guess.seconds)} on one process, "
+            f"{guess.memory_bytes / _GIB:.1f} GiB of memory ({self.memory_available / _GIB:.1f} free), "
+            f"{guess.disk_bytes / _GIB:.1f} GiB of disk ({self.disk_available / _GIB:.1f} free)"
+        )
+        return found + [f"warning: {warning}" for warning in self.warnings]
+
+
+def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
+    """Check files, columns, loss masks, vocabularies, the place for the output, memory, disk and time.
+
+    Reads all data and the models' configurations, no weights. Raises a StillhouseError that names
+    the field or the file for anything that would stop the run.
+    """
+    output = base_dir / recipe.output.dir
+    RunDirectory.check(recipe, output, overwrite=True)
+    source = student_source(recipe)
+    tokenizer = load_tokenizer(source, base_dir=base_dir)
+    _check_vocabularies(recipe, source, base_dir)
+    dataset = load_data(recipe, tokenizer, base_dir)
+    stage = recipe.stages[0]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = resolve_dtype(stage.optimisation.precision, device)
+    student = _student_size(recipe, source, base_dir)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = _size(recipe.teacher, base_dir)
+    steps, tokens = _amount(recipe, dataset)
+    guess = estimate(
+        recipe,
+        student,
+        teacher if isinstance(stage.objective, KDObjective) else None,
+        tokens=tokens,
+        steps=steps,
+        dtype=dtype,
+        flops=measure_flops(dtype, device),
+    )
+    memory = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+    disk = shutil.disk_usage(_existing(output)).free
+    return PreflightReport(
+        data=dataset.reports(),
+        student=student,
+        teacher=teacher,
+        dtype=str(dtype).removeprefix("torch."),
+        estimate=guess,
+        memory_available=memory,
+        disk_available=disk,
+        warnings=_warnings(recipe, dataset, guess, memory, disk, device),
+    )
+
+
+def _check_vocabularies(recipe: Recipe, source: ModelConfig, base_dir: Path) -> None:
+    if recipe.teacher is None:
+        return
+    ours, theirs = load_tokenizer(source, base_dir=base_dir), load_tokenizer(recipe.teacher, base_dir=base_dir)
+    mapping = teacher_ids(ours, theirs)
+    needed = vocabulary_size(ours) if mapping is None else int(mapping.max()) + 1
+    rows = model_configuration(recipe.teacher, base_dir).get_text_config().vocab_size
+    if rows < needed:
+        raise ModelError(f"teacher.path={recipe.teacher.path}: its head has {rows} rows and the tokenizers need {needed}")
+
+
+def _size(config: ModelConfig, base_dir: Path) -> ModelSize:
+    text = model_configuration(config, base_dir).get_text_config()
+    return ModelSize(parameters_of(config, base_dir), text.num_hidden_layers, text.hidden_size, text.vocab_size)
+
+
+def _student_size(recipe: Recipe, source: ModelConfig, base_dir: Path) -> ModelSize:
+    """The student's size; a trimmed vocabulary is not known before the counts, so it is left whole."""
+    if isinstance(recipe.student, PretrainedStudent):
+        return _size(source, base_dir)
+    from stillhouse.models.shrink.plan import planned_configuration
+
+    config = planned_configuration(model_configuration(source, base_dir), recipe.student)
+    from stillhouse.models.parameters import count_parameters
+
+    return ModelSize(count_parameters(config), config.num_hidden_layers, config.hidden_size, config.vocab_size)
+
+
+def _amount(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
+    optimisation = recipe.stages[0].optimisation
+    plan = Plan(dataset.train.documents.lengths, batch_tokens=optimisation.batch_tokens, seed=recipe.seed)
+    steps = plan.num_steps_for(optimisation.budget)
+    return steps, plan.tokens_before(steps)
+
+
+def _warnings(
+    recipe: Recipe, dataset: Dataset, guess: Estimate, memory: int, disk: int, device: torch.device
+) -> list[str]:
+    found = [w for report in dataset.reports().values() for w in report["warnings"]]
+    if guess.memory_bytes > memory:
+        found.append(
+            "the run may not fit into memory; lower optimisation.micro_batch_tokens, turn on "
+            "optimisation.gradient_checkpointing, or use student.lora"
+        )
+    if guess.disk_bytes > disk:
+        found.append("checkpoints and model may not fit on the disk; lower checkpoints.keep or choose another output.dir")
+    if device.type == "cpu" and recipe.stages[0].optimisation.compile_head and not compiler_available():
+        found.append("no C++ compiler was found, so the objective runs uncompiled (about 5 times slower); install g++")
+    if guess.steps < 20:
+        found.append(f"only {guess.steps} optimizer steps; lower optimisation.batch_tokens or raise the budget")
+    return found
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"

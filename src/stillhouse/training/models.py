@@ -1,0 +1,144 @@
+"""The student before training, and the data that its tokenizer reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stillhouse.data.dataset import Dataset, load_dataset
+from stillhouse.errors import ModelError
+from stillhouse.models.load import load_model, load_tokenizer, recipe_field, resolve_path
+from stillhouse.models.lora import add_lora
+from stillhouse.models.parameters import count_parameters
+from stillhouse.models.save import save_model
+from stillhouse.models.shrink.build import build_student
+from stillhouse.models.tokenizers import tokenizer_hash, vocabulary_size
+from stillhouse.models.vocabulary_map import teacher_ids
+from stillhouse.recipe import ModelConfig, PretrainedStudent, Recipe
+from stillhouse.run_directory import RunDirectory, read_json, write_json_atomic
+from stillhouse.training.distributed import World
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Student:
+    """Where the student's first weights are, and how its ids relate to the teacher's.
+
+    ``vocabulary_map`` int64 [V*] gives the teacher's id of every student id; None: they are equal.
+    """
+
+    recipe: Recipe
+    config: ModelConfig
+    base_dir: Path
+    tokenizer: PreTrainedTokenizerFast
+    vocab_size: int
+    vocabulary_map: Tensor | None
+    parameters: int
+    teacher_parameters: int | None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, dtype: torch.dtype, *, lora: bool = True) -> PreTrainedModel:
+        """Load the untrained student; with fresh LoRA layers where the recipe asks for them."""
+        model = load_model(self.config, dtype=dtype, base_dir=self.base_dir)
+        if lora and self.recipe.student.lora is not None:
+            model = add_lora(model, self.recipe.student.lora, seed=self.recipe.seed)
+        return model
+
+
+def prepare_student(recipe: Recipe, base_dir: Path, directory: RunDirectory, world: World) -> tuple[Student, Dataset]:
+    """Load the data and make the student (pruned ones are kept in ``initial/``).
+
+    Every process calls this; rank 0 prunes and writes.
+    """
+    source = student_source(recipe)
+    tokenizer = load_tokenizer(source, base_dir=base_dir)
+    dataset = load_data(recipe, tokenizer, base_dir)
+    config, notes = source, {}
+    if not isinstance(recipe.student, PretrainedStudent):
+        initial = directory / "initial"
+        if world.is_main and not (initial / "config.json").exists():
+            _prune(recipe, source, tokenizer, dataset, base_dir, directory)
+        world.barrier()
+        config = ModelConfig(path=str(initial.absolute()), attention=source.attention)
+        notes = read_json(directory / "evaluation" / "pruning.json")
+        if recipe.student.vocabulary is not None:
+            tokenizer = load_tokenizer(config, base_dir=base_dir)
+            dataset = load_data(recipe, tokenizer, base_dir)
+    vocab_size, mapping = vocabulary_size(tokenizer), None
+    if recipe.teacher is not None:
+        mapping = teacher_ids(tokenizer, load_tokenizer(recipe.teacher, base_dir=base_dir))
+    student = Student(
+        recipe=recipe,
+        config=config,
+        base_dir=base_dir,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        vocabulary_map=mapping,
+        parameters=parameters_of(config, base_dir),
+        teacher_parameters=None if recipe.teacher is None else parameters_of(recipe.teacher, base_dir),
+        notes=notes,
+    )
+    return student, dataset
+
+
+def student_source(recipe: Recipe) -> ModelConfig:
+    """The model that the student starts from or is pruned from."""
+    if isinstance(recipe.student, PretrainedStudent):
+        return recipe.student
+    source = recipe.student.source or recipe.teacher
+    assert source is not None, "the recipe's validation asks for one"
+    return ModelConfig(**{name: getattr(source, name) for name in ModelConfig.model_fields})
+
+
+def parameters_of(config: ModelConfig, base_dir: Path) -> int:
+    """Parameters of the model that a recipe names, from its configuration alone; tied ones count once."""
+    return count_parameters(model_configuration(config, base_dir))
+
+
+def model_configuration(config: ModelConfig, base_dir: Path) -> PreTrainedConfig:
+    """Read the transformers configuration of the model that a recipe names.
+
+    Raises ModelError when it is missing or of an unknown kind.
+    """
+    from transformers import AutoConfig
+
+    source = resolve_path(config, base_dir=base_dir)
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{recipe_field(config)}={config.path}: its config.json cannot be read: {error}") from error
+    return found
+
+
+def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, base_dir: Path) -> Dataset:
+    return load_dataset(
+        recipe.data,
+        tokenizer,
+        seed=recipe.seed,
+        base_dir=base_dir,
+        tokenizer_hash=tokenizer_hash(tokenizer),
+        test=recipe.evaluation,
+    )
+
+
+def _prune(
+    recipe: Recipe,
+    source: ModelConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    dataset: Dataset,
+    base_dir: Path,
+    directory: RunDirectory,
+) -> None:
+    assert not isinstance(recipe.student, PretrainedStudent)
+    model = load_model(source, dtype=torch.float32, base_dir=base_dir)
+    shrunk = build_student(model, recipe.student, documents=dataset.train.documents, tokenizer=tokenizer, seed=recipe.seed)
+    write_json_atomic(directory / "evaluation" / "pruning.json", shrunk.notes)
+    save_model(shrunk.model, shrunk.tokenizer, directory / "initial")
