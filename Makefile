@@ -37,6 +37,7 @@ integration: $(DEV)  ## tests that load and train the real small model
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-compat: $(COMPAT_VENV)/.installed  ## unit tests with the oldest supported transformers
+	@$(COMPAT_VENV)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
 	OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -m "not slow" -n $(PYTEST_WORKERS) $(ARGS)
 
 lint: $(DEV)  ## ruff: rules and formatting

@@ -7,18 +7,15 @@ hidden states and head weight. Nothing pointwise, no optimizer and no clipping i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from _measure import STUDENT_FOLDER, TEACHER_FOLDER, Job, StepClock, num_tokens, peak_rss_bytes, read_batches
-from _ours import as_batch, folder_model, fused_kd
+from _measure import STUDENT_FOLDER, TEACHER_FOLDER, Job, StepClock, num_tokens, read_batches
+from _models import as_batch, folder_model
 from torch import Tensor
 
 from stillhouse.models.head import split_model
 from stillhouse.teachers.protocol import Projection
-
-HEAD_TURNS = 5
 
 
 def head_products(student: Projection, teacher: Projection, weight_gradient: Tensor, chunk: int) -> Tensor:
@@ -66,31 +63,3 @@ def measure_floor(job: Job) -> dict[str, Any]:
         student.zero_grad(set_to_none=True)
         clock.step_done()
     return clock.result([num_tokens(rows) for rows in batches])
-
-
-def measure_head(job: Job) -> dict[str, Any]:
-    """Our fused objective beside its four products on the targets of one batch, taken in turns."""
-    dtype = getattr(torch, job.dtype)
-    batch = as_batch(read_batches(job.work)[0])
-    with torch.no_grad():
-        parts = [split_model(folder_model(job.work / folder, dtype)) for folder in (STUDENT_FOLDER, TEACHER_FOLDER)]
-        student, teacher = (part.projection(part.hidden(batch)) for part in parts)
-    weight_gradient = torch.zeros(student.weight.shape)
-    contestants: dict[str, Callable[[], object]] = {
-        "fused": lambda: fused_kd(student, teacher, batch.labels, weight_gradient, job.chunk),
-        "products": lambda: head_products(student, teacher, weight_gradient, job.chunk),
-    }
-    clocks = {name: StepClock(job.warmup) for name in contestants}
-    with torch.no_grad():
-        for _ in range(job.warmup + HEAD_TURNS):
-            for name, contestant in contestants.items():
-                clocks[name].start()
-                contestant()
-                clocks[name].step_done()
-    counts = [len(batch.labels)] * (job.warmup + HEAD_TURNS)
-    results = {name: clock.result(counts) for name, clock in clocks.items()}
-    return {
-        "tokens_per_second": results["fused"]["tokens_per_second"],
-        "products_tokens_per_second": results["products"]["tokens_per_second"],
-        "peak_rss_gib": peak_rss_bytes() / 2**30,
-    }

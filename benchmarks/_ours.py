@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from _floor import head_products
 from _measure import (
     STUDENT_FOLDER,
     TEACHER_FOLDER,
     Job,
-    RowBatch,
     StepClock,
     TokenRow,
     num_tokens,
+    peak_rss_bytes,
     read_batches,
     write_batches,
 )
+from _models import as_batch, folder_model
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from stillhouse.data.batch import Batch
 from stillhouse.data.chat import ChatFormat
 from stillhouse.data.document import DocumentSet
 from stillhouse.data.rows import Message
 from stillhouse.divergence.fused import fused_objective
 from stillhouse.divergence.objective import ObjectiveTerms
+from stillhouse.models.head import split_model
 from stillhouse.models.load import load_model, load_tokenizer
 from stillhouse.models.save import save_model
 from stillhouse.models.shrink.build import build_student
@@ -49,31 +51,9 @@ from stillhouse.training.step import TrainStep
 from stillhouse.training.student import DistillationModule
 
 MAX_TOKENS = 512
+HEAD_TURNS = 5
 KD = KDObjective(type="kd", mixing=ConvexMixing(kd_weight=1.0))
 """Forward KL alone, because TRL's loss has no cross-entropy; ours is measured all the same."""
-
-
-def folder_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a model folder in ``dtype``, in evaluation mode."""
-    return load_model(ModelConfig(path=str(folder)), dtype=dtype, base_dir=folder)
-
-
-def as_batch(rows: RowBatch) -> Batch:
-    """Right-pad the rows to one batch [B, T] of one domain."""
-    width = max(len(row.input_ids) for row in rows)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    loss_mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
-        loss_mask[index, : len(row.loss_mask)] = torch.tensor(row.loss_mask)
-    documents = torch.arange(len(rows)).repeat_interleave(loss_mask.sum(dim=1))
-    return Batch(
-        input_ids=input_ids,
-        position_ids=torch.arange(width).expand(len(rows), width).contiguous(),
-        loss_mask=loss_mask,
-        domain_ids=torch.zeros_like(documents),
-        document_ids=documents,
-    )
 
 
 def prepare(teacher: str, data: Path, work: Path, *, layers: int, rows: int, steps: int) -> None:
@@ -153,3 +133,31 @@ def fused_kd(student: Projection, teacher: Projection, labels: Tensor, weight_gr
             weight_grad_accumulator=weight_gradient,
         )
         output.loss.backward()  # type: ignore[no-untyped-call]
+
+
+def measure_head(job: Job) -> dict[str, Any]:
+    """Our fused objective beside its four products on the targets of one batch, taken in turns."""
+    dtype = getattr(torch, job.dtype)
+    batch = as_batch(read_batches(job.work)[0])
+    with torch.no_grad():
+        parts = [split_model(folder_model(job.work / folder, dtype)) for folder in (STUDENT_FOLDER, TEACHER_FOLDER)]
+        student, teacher = (part.projection(part.hidden(batch)) for part in parts)
+    weight_gradient = torch.zeros(student.weight.shape)
+    contestants: dict[str, Callable[[], object]] = {
+        "fused": lambda: fused_kd(student, teacher, batch.labels, weight_gradient, job.chunk),
+        "products": lambda: head_products(student, teacher, weight_gradient, job.chunk),
+    }
+    clocks = {name: StepClock(job.warmup) for name in contestants}
+    with torch.no_grad():
+        for _ in range(job.warmup + HEAD_TURNS):
+            for name, contestant in contestants.items():
+                clocks[name].start()
+                contestant()
+                clocks[name].step_done()
+    counts = [len(batch.labels)] * (job.warmup + HEAD_TURNS)
+    results = {name: clock.result(counts) for name, clock in clocks.items()}
+    return {
+        "tokens_per_second": results["fused"]["tokens_per_second"],
+        "products_tokens_per_second": results["products"]["tokens_per_second"],
+        "peak_rss_gib": peak_rss_bytes() / 2**30,
+    }

@@ -126,8 +126,8 @@ def table(results: Results, dtypes: Iterable[str]) -> Iterable[str]:
 
 def child(job: Job) -> dict[str, Any]:
     """Measure one of our contestants in this process."""
-    from _floor import measure_floor, measure_head
-    from _ours import measure_ours
+    from _floor import measure_floor
+    from _ours import measure_head, measure_ours
 
     measures: dict[str, Callable[[Job], dict[str, Any]]] = {
         "ours-kd": measure_ours,
