@@ -53,3 +53,9 @@ class Batch:
             domain_ids=self.domain_ids.to(device),
             document_ids=self.document_ids.to(device),
         )
+
+    def without_targets(self) -> Batch:
+        """Return the same documents with weight zero, for a rank whose share of a step is smaller."""
+        mask = self.loss_mask.new_zeros(self.loss_mask.shape)
+        none = self.domain_ids.new_zeros(0)
+        return replace(self, loss_mask=mask, domain_ids=none, document_ids=none)

@@ -31,6 +31,7 @@ NEXT_ROLES = {
     "tool": {"tool", "assistant"},
 }
 GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.+?)\1\s*\)""")
 TEMPLATE_DATE = date(2024, 7, 26)
 """Templates that print today's date (Llama 3.2) print this one, so that documents keep their ids tomorrow."""
 
@@ -84,7 +85,7 @@ class ChatFormat:
                 f"tokenizer {tokenizer.name_or_path!r} has no chat template; give one as data.chat_template (a Jinja"
                 " file), or use prompt and completion columns, or raw text"
             )
-        self._template: str = chosen
+        self._template: str = TODAY.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), chosen)
         self._name = "data.chat_template" if template is not None else f"the template of {tokenizer.name_or_path!r}"
         self._has_markers = GENERATION_MARKER.search(chosen) is not None
         self._special_tokens: dict[str, str] = tokenizer.special_tokens_map
@@ -149,20 +150,21 @@ class ChatFormat:
             return Rejection("bad_role_order", problem)
         if not any(m.content.strip() for m in messages if m.role == "assistant"):
             return Rejection("empty", "no assistant turn has any content")
-        for message in messages:
+        for number, message in enumerate(messages):
             special = self._specials.search(message.content)
             if special:
-                return Rejection("special_token_in_content", f"a {message.role} turn contains {special.group()!r}")
+                detail = f"turn {number + 1} ({message.role}) contains {special.group()!r}"
+                return Rejection("special_token_in_content", detail)
         try:
             text, marked = self._render(messages)
             return text, self._marked_spans(text, marked) if self._has_markers else self._spans_between(messages, text)
-        except (TemplateError, _RenderingError) as error:
+        except (TemplateError, TypeError, _RenderingError) as error:  # TypeError: "a" + None in the template
             return Rejection("refused_by_template", f"{self._name}: {error}")
 
     def _render(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        variables: dict[str, Any] = {**self._special_tokens, "strftime_now": TEMPLATE_DATE.strftime}
+        variables: dict[str, Any] = {**self._special_tokens}
         rendered = render_jinja_template(
             conversations=[[{"role": m.role, "content": m.content} for m in messages]],
             chat_template=self._template,
