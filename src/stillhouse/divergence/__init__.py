@@ -1,1 +1,1 @@
-
+"""The mathematics: divergences, the objective, and the fused linear-divergence."""

@@ -1,0 +1,52 @@
+"""What a divergence is: its row terms, and the one rule that turns them into logit gradients.
+
+Every divergence D(p, q) compares the teacher p with the student q, row by row. Its
+``row_terms(log_p, log_q)`` takes normalised log-probabilities [N, V] and returns ``value`` [N]
+and ``a`` [N, V] with ``a_i = q_i * dD/dq_i``. Because q = softmax(z / T), the gradient at the
+student's logits is ``dz = (a - q * sum(a)) / T`` for all of them. Forming ``a`` and not
+``dD/dq`` keeps it finite where q underflows.
+
+Ids at -inf in both rows contribute nothing, and ``a_i`` is 0 where the student masks id i.
+Teacher mass on an id that the student masks makes some divergences infinite, and then the value
+comes out as inf or nan, never as a silent zero; ``stillhouse.divergence.support`` names the id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+RowTerms = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """One divergence with its parameters bound.
+
+    ``name`` carries the parameters, so that two divergences with one name are the same function.
+    ``student_must_cover``: infinite where the teacher has mass and the student is masked.
+    ``teacher_must_cover``: infinite where the student has mass and the teacher is masked.
+    """
+
+    name: str
+    row_terms: RowTerms = field(compare=False, repr=False)
+    student_must_cover: bool = False
+    teacher_must_cover: bool = False
+
+
+def weighted(probability: Tensor, log_ratio: Tensor) -> Tensor:
+    """Return ``probability * log_ratio``, and 0 where the probability is 0. Both [N, V]."""
+    return torch.where(probability > 0, probability * log_ratio, 0.0)
+
+
+def unmasked(log_q: Tensor, a: Tensor) -> Tensor:
+    """Return ``a`` [N, V] with zeros at the ids that the student masks to -inf."""
+    return torch.where(log_q > -torch.inf, a, 0.0)
+
+
+def logit_gradient(a: Tensor, q: Tensor) -> Tensor:
+    """Return ``T * dD/dz = a - q * sum(a)``, [N, V]."""
+    return a - q * a.sum(-1, keepdim=True)

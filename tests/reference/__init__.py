@@ -1,0 +1,1 @@
+"""Float64 truths, derived another way than the code under test."""
