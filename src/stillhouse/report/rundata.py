@@ -1,0 +1,85 @@
+"""A run directory as the report reads it, finished or not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import OutputError
+from stillhouse.recipe_io import parse_yaml
+from stillhouse.run_directory import read_json
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What one run wrote. ``result`` is None while the run is not finished."""
+
+    path: Path
+    name: str
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    steps: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    result: dict[str, Any] | None
+    notes: tuple[str, ...]
+    """What was odd about the files."""
+
+    @property
+    def objective(self) -> str:
+        """``sft`` or ``kd`` of the last stage."""
+        return objective_of(self.recipe)
+
+
+def objective_of(recipe: dict[str, Any]) -> str:
+    """Return ``sft`` or ``kd`` of a dumped recipe's last stage."""
+    return str(recipe["stages"][-1]["objective"]["type"])
+
+
+def read_run(path: Path) -> RunData:
+    """Read a run directory.
+
+    Raises OutputError when the folder holds no run, or one of its files is damaged.
+    """
+    if not (path / "recipe.yaml").is_file():
+        raise OutputError(
+            f"{path}: no run is here (recipe.yaml is missing); give a run directory, the output.dir of a recipe"
+        )
+    result = read_json(path / "result.json") if (path / "result.json").is_file() else None
+    environment = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
+    events, notes = _read_metrics(path / "metrics.jsonl")
+    return RunData(
+        path=path,
+        name=path.resolve().name,
+        recipe=parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"), str(path / "recipe.yaml")),
+        environment=environment,
+        steps=_of_kind(events, "step"),
+        evaluations=_of_kind(events, "evaluation"),
+        result=result,
+        notes=notes,
+    )
+
+
+def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Return the lines and notes; a last line cut by a crash is left out and noted."""
+    if not path.is_file():
+        return [], ("metrics.jsonl is missing, so there are no curves.",)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    events: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise OutputError(
+                    f"{path}:{number}: not a JSON line ({error}); delete this line and try again"
+                ) from error
+            return events, ("The last line of metrics.jsonl is cut off and was left out.",)
+    return events, ()
+
+
+def _of_kind(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Events of one kind in order; a step written twice (before and after resuming) counts as last written."""
+    latest = {(event.get("stage"), event["step"]): event for event in events if event.get("event") == kind}
+    return list(latest.values())
