@@ -73,7 +73,7 @@ def test_a_finished_run_shows_its_numbers(make_run: MakeRun) -> None:
         "advice 1.95 3.10 2.24 75 % 310",
         "arithmetic teacher worse 1.28 2.52 0.97 125 % 407",
         "The capital of Kenya is Nairobi.",
-        "Rejected: bad_role_order 2 2 2",
+        "Rejected: bad role order 2 2 2",
         "advice: only 310 held-out content tokens",
         "stillhouse train runs/kd/recipe.yaml output.dir=runs/kd-again",
         "113 M parameters, 84 % of the teacher's",
