@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from _floor import head_products
 from _measure import (
     STUDENT_FOLDER,
     TEACHER_FOLDER,
     Job,
+    RowBatch,
     StepClock,
     TokenRow,
     num_tokens,
@@ -22,9 +24,10 @@ from _measure import (
 )
 from _models import as_batch, folder_model
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.chat import ChatFormat
-from stillhouse.data.document import DocumentSet
+from stillhouse.data.document import UID_BYTES, Document, DocumentSet
 from stillhouse.data.rows import Message
 from stillhouse.divergence.fused import fused_objective
 from stillhouse.divergence.objective import ObjectiveTerms
@@ -59,18 +62,28 @@ KD = KDObjective(type="kd", mixing=ConvexMixing(kd_weight=1.0))
 def prepare(teacher: str, data: Path, work: Path, *, layers: int, rows: int, steps: int) -> None:
     """Write the teacher, its student of ``layers`` evenly spaced layers, and the batches under ``work``.
 
-    ``data`` is a JSONL file of the shared chat set; only its GSM8K rows are used, in a seeded order.
-    Raises SystemExit when it holds too few of them.
+    ``data`` is a JSONL file with messages; its rows whose source is gsm8k are used.
     """
     config = ModelConfig(path=teacher)
     model = load_model(config, dtype=torch.float32, base_dir=Path.cwd())
     tokenizer = load_tokenizer(config, base_dir=Path.cwd())
     save_model(model, tokenizer, work / TEACHER_FOLDER)
-    nothing = DocumentSet.build([], [], (), tokenizer_hash(tokenizer))
+    batches = gsm8k_batches(data, tokenizer, rows=rows, steps=steps)
+    write_batches(batches, work)
+    documents = [
+        Document(np.array(row.input_ids, np.int32), np.array(row.loss_mask), 0, bytes(UID_BYTES)) for row in batches[0]
+    ]
+    calibration = DocumentSet.build(documents, range(len(documents)), ("math",), tokenizer_hash(tokenizer))
     pruned = PrunedStudent(type="pruned", depth=DepthConfig(layers=layers, method="even"))
-    student = build_student(model, pruned, documents=nothing, tokenizer=tokenizer)
+    student = build_student(model, pruned, documents=calibration, tokenizer=tokenizer, seed=0)
     save_model(student.model, student.tokenizer, work / STUDENT_FOLDER)
 
+
+def gsm8k_batches(data: Path, tokenizer: PreTrainedTokenizerFast, *, rows: int, steps: int) -> list[RowBatch]:
+    """Encode ``steps`` batches of ``rows`` GSM8K chats from a JSONL file, in a seeded order.
+
+    Raises SystemExit when the file holds too few of them.
+    """
     lines = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
     chats = [line["messages"] for line in lines if line["source"] == "gsm8k"]
     if len(chats) < rows * steps:
@@ -81,7 +94,7 @@ def prepare(teacher: str, data: Path, work: Path, *, layers: int, rows: int, ste
     for index in order:
         ids, mask = chat.encode([Message(**message) for message in chats[index]])
         encoded.append(TokenRow(ids[:MAX_TOKENS].tolist(), mask[:MAX_TOKENS].tolist()))
-    write_batches([encoded[start : start + rows] for start in range(0, len(encoded), rows)], work)
+    return [encoded[start : start + rows] for start in range(0, len(encoded), rows)]
 
 
 def measure_ours(job: Job) -> dict[str, Any]:
@@ -108,13 +121,14 @@ def measure_ours(job: Job) -> dict[str, Any]:
         world=World(0, 1, torch.device("cpu")),
     )
     batches = read_batches(job.work)
+    losses = []
     clock = StepClock(job.warmup)
     clock.start()
     for rows in batches:
         batch = as_batch(rows)
-        outcome = step.run([batch], int(batch.loss_mask.sum()), learning_rate=1e-4)
+        losses.append(step.run([batch], int(batch.loss_mask.sum()), learning_rate=1e-4).loss)
         clock.step_done()
-    return {**clock.result([num_tokens(rows) for rows in batches]), "loss": outcome.loss}
+    return {**clock.result([num_tokens(rows) for rows in batches]), "mean_loss": sum(losses) / len(losses)}
 
 
 def fused_kd(student: Projection, teacher: Projection, labels: Tensor, weight_gradient: Tensor, chunk: int) -> None:

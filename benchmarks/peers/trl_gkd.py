@@ -68,6 +68,7 @@ def measure(job: Job) -> dict[str, Any]:
         per_device_train_batch_size=len(batches[0]),
         train_sampling_strategy="sequential",
         learning_rate=1e-4,
+        lr_scheduler_type="constant",
         use_cpu=True,
         bf16=False,
         fp16=False,
@@ -99,8 +100,8 @@ def measure(job: Job) -> dict[str, Any]:
         data_collator=lambda chosen: collate(chosen, tokenizer.pad_token_id),
         callbacks=[_Clock(clock)],
     )
-    loss = trainer.train().training_loss
-    return {**clock.result([num_tokens(batch) for batch in batches]), "loss": loss}
+    mean_loss = trainer.train().training_loss
+    return {**clock.result([num_tokens(batch) for batch in batches]), "mean_loss": mean_loss}
 
 
 if __name__ == "__main__":
