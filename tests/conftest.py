@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,3 +129,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is absent: no folder {folder} (set STILLHOUSE_SHARED_DATA to where it is)")
     return folder
+
+
+@pytest.fixture
+def recipe_data() -> dict[str, Any]:
+    """The shortest valid recipe for KD, as a mapping of its own for each test."""
+    return {
+        "teacher": {"path": "teacher"},
+        "student": {"path": "student"},
+        "data": {"train": [{"path": "train.jsonl"}]},
+        "stages": [{"objective": {"type": "kd"}}],
+        "output": {"dir": "runs/x"},
+    }

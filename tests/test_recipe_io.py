@@ -46,12 +46,18 @@ def test_an_unknown_variant_lists_those_there_are(recipe_data: dict[str, Any]) -
 
 
 def test_a_missing_variant_lists_those_there_are(recipe_data: dict[str, Any]) -> None:
-    assert message({**recipe_data, "stages": [{"objective": {}}]}) == "r.yaml: stages.0.objective: needs a `type`; one of sft, kd"
+    assert (
+        message({**recipe_data, "stages": [{"objective": {}}]})
+        == "r.yaml: stages.0.objective: needs a `type`; one of sft, kd"
+    )
 
 
 def test_every_wrong_field_has_a_line(recipe_data: dict[str, Any]) -> None:
     lines = message({**recipe_data, "seed": -1, "sed": 3}).splitlines()
-    assert lines == ["r.yaml: seed=-1: input should be greater than or equal to 0", "r.yaml: sed: unknown key. Did you mean 'seed'?"]
+    assert lines == [
+        "r.yaml: seed=-1: input should be greater than or equal to 0",
+        "r.yaml: sed: unknown key. Did you mean 'seed'?",
+    ]
 
 
 def test_a_missing_field_is_named(recipe_data: dict[str, Any]) -> None:
@@ -61,7 +67,8 @@ def test_a_missing_field_is_named(recipe_data: dict[str, Any]) -> None:
 def test_overrides_reach_mappings_and_lists(tmp_path: Path, recipe_data: dict[str, Any]) -> None:
     path = write(tmp_path, recipe_data)
     recipe = load_recipe(
-        path, ["stages.0.optimisation.learning_rate=1e-4", "stages.0.objective.divergence={type: jsd, beta: 0.1}", "seed=7"]
+        path,
+        ["stages.0.optimisation.learning_rate=1e-4", "stages.0.objective.divergence={type: jsd, beta: 0.1}", "seed=7"],
     )
     assert recipe.stages[0].optimisation.learning_rate == 1e-4
     objective = recipe.stages[0].objective

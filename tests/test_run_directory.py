@@ -31,7 +31,9 @@ def test_a_new_run_writes_its_recipe(tmp_path: Path, recipe: Recipe) -> None:
     assert not run.is_done
 
 
-def test_the_same_recipe_resumes_and_another_is_refused_with_the_field(tmp_path: Path, recipe: Recipe, changed: Recipe) -> None:
+def test_the_same_recipe_resumes_and_another_is_refused_with_the_field(
+    tmp_path: Path, recipe: Recipe, changed: Recipe
+) -> None:
     RunDirectory.open(recipe, tmp_path / "run", overwrite=False)
     RunDirectory.open(recipe, tmp_path / "run", overwrite=False)
     with pytest.raises(RecipeError, match="different: seed"):

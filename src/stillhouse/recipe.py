@@ -370,9 +370,13 @@ class Recipe(Config):
         if self.teacher is None:
             for i, stage in enumerate(self.stages):
                 if stage.objective.type == "kd":
-                    raise ValueError(f"stages.{i}.objective.type=kd needs a teacher; add `teacher: {{path: ...}}` or use type: sft")
+                    raise ValueError(
+                        f"stages.{i}.objective.type=kd needs a teacher; add `teacher: {{path: ...}}` or use type: sft"
+                    )
             if isinstance(self.student, PrunedStudent) and self.student.source is None:
-                raise ValueError("student.type=pruned prunes the teacher, and there is none; add `teacher` or `student.source`")
+                raise ValueError(
+                    "student.type=pruned prunes the teacher, and there is none; add `teacher` or `student.source`"
+                )
         return self
 
     @model_validator(mode="after")

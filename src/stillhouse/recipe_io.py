@@ -23,7 +23,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int, float, bool)) and key in seen:
                 line = key_node.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice (line {line})")
@@ -33,7 +33,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 # YAML 1.1 reads 1e-4 as text, because it wants a dot and a signed exponent.
-_UniqueKeyLoader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_UniqueKeyLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
@@ -56,7 +56,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such file; `stillhouse init DATA` writes a recipe to start from") from None
+        raise RecipeError(
+            f"{path}: there is no such file; `stillhouse init DATA` writes a recipe to start from"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     data = parse_yaml(text, str(path))
@@ -85,7 +87,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """Set ``a.b.0.c=value`` in nested mappings and lists, in place."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise RecipeError(f"override {override!r}: expected key.sub=value, for example stages.0.optimisation.learning_rate=1e-4")
+        raise RecipeError(
+            f"override {override!r}: expected key.sub=value, for example stages.0.optimisation.learning_rate=1e-4"
+        )
     parts = key.strip().split(".")
     node: Any = data
     for depth, part in enumerate(parts):
@@ -153,7 +157,7 @@ def _real_path(loc: Iterable[str | int], data: Any) -> tuple[list[str | int], An
     for i, part in enumerate(parts):
         if isinstance(node, Mapping) and part in node:
             node = node[part]
-        elif isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node):
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
             node = node[part]
         elif i < len(parts) - 1 or (isinstance(node, Mapping) and part == node.get("type")):
             continue

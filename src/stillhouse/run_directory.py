@@ -61,7 +61,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read ({error}); delete the file or the run directory and run again") from error
+        raise OutputError(
+            f"{path}: cannot be read ({error}); delete the file or the run directory and run again"
+        ) from error
 
 
 class RunDirectory:
@@ -153,4 +155,6 @@ def _changed_fields(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another output.dir")
+    return OutputError(
+        f"{path}: cannot be written ({error.strerror or error}); free some space or choose another output.dir"
+    )

@@ -35,15 +35,15 @@ class EvaluateOptions:
 
 def init_recipe(data: str, output: Path, *, overwrite: bool) -> None:
     """Look at ``data`` and write a commented recipe for it."""
-    from stillhouse.cli.init import headline, recipe_text
-    from stillhouse.data.inspect import describe_data
+    from stillhouse.cli.init import recipe_text
+    from stillhouse.data.inspect import inspect_source
 
     if output.exists() and not overwrite:
         raise OutputError(f"{output}: exists already; name another file with --output, or add --overwrite")
-    found = describe_data(data, base_dir=Path.cwd())
+    found = inspect_source(data, base_dir=Path.cwd())
     write_text_atomic(output, recipe_text(found, str(output)))
     console = Console()
-    console.print(headline(found), markup=False, highlight=False, soft_wrap=True)
+    console.print(found.describe(), markup=False, highlight=False, soft_wrap=True)
     console.print(f"wrote {output}; next: stillhouse validate {output}", markup=False, highlight=False, soft_wrap=True)
 
 

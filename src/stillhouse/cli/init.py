@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stillhouse.data.inspect import DataDescription
+    from stillhouse.data.inspect import Inspection
 
 _TEMPLATE = """\
 # {headline}
@@ -58,20 +58,20 @@ _TEXT_OBJECTIVE = """\
 """
 
 
-def recipe_text(found: DataDescription, name: str) -> str:
-    """Return a recipe for the data that ``describe_data`` found; ``name`` is the recipe's file name."""
-    median, longest = found.length_percentiles[50], found.length_percentiles[99]
+def recipe_text(found: Inspection, name: str) -> str:
+    """Return a recipe for the data that ``inspect_source`` found; ``name`` is the recipe's file name."""
+    median, longest = found.characters_median, found.characters_p95
     max_seq_len = min(2048, max(128, _power_of_two(longest // 3 + 64)))
     total = found.num_rows * (median // 4 + 32)
     batch_tokens = min(16384, max(1024, _power_of_two(total // 150)))
     return _TEMPLATE.format(
-        headline=headline(found),
+        headline=found.headline(),
         name=name,
         path=json.dumps(found.path, ensure_ascii=False),
         domain=_domain_comment(found),
         fraction=0.1 if found.num_rows < 2000 else 0.05,
         max_seq_len=max_seq_len,
-        lengths=f"your rows: median {median}, 99th percentile {longest} characters",
+        lengths=f"your rows: median {median}, 95th percentile {longest} characters",
         objective=_TEXT_OBJECTIVE if found.format == "text" else _CHAT_OBJECTIVE,
         epochs=3 if found.num_rows < 2000 else 1,
         batch_tokens=batch_tokens,
@@ -81,19 +81,11 @@ def recipe_text(found: DataDescription, name: str) -> str:
     )
 
 
-def headline(found: DataDescription) -> str:
-    """One line on what was found."""
-    return (
-        f"{found.num_rows} rows of {found.format} in {len(found.domains)} "
-        f"domain{'s' if len(found.domains) > 1 else ''}, {found.num_answers} with a gold answer"
-    )
-
-
 def _power_of_two(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
 
 
-def _domain_comment(found: DataDescription) -> str:
+def _domain_comment(found: Inspection) -> str:
     names = ", ".join(f"{' '.join(name.split())} {count}" for name, count in list(found.domains.items())[:8])
     more = ", ..." if len(found.domains) > 8 else ""
     comment = f"      # domains: {names}{more}\n"

@@ -37,7 +37,12 @@ def run_quickstart(output: Path, *, overwrite: bool) -> None:
     console.print(verdict(results), markup=False, highlight=False, soft_wrap=True)
     _show_sample(console, results)
     minutes = (time.monotonic() - started) / 60
-    console.print(f"\nreport: {page}   model: {output / 'kd' / 'model'}   ({minutes:.1f} minutes)", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"\nreport: {page}   model: {output / 'kd' / 'model'}   ({minutes:.1f} minutes)",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def quickstart_recipe(arm: str, output: Path) -> Recipe:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillhouse.data.chat import ChatFormat
-from stillhouse.data.encoding import read_template
+from stillhouse.data.prepare import read_template
 from stillhouse.data.rows import Row
 from stillhouse.recipe import DataConfig
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
 from stillhouse.data.dataset import Dataset
-from stillhouse.divergence.compiler import compiler_available
+from stillhouse.divergence.rows import compiler_available
 from stillhouse.errors import ModelError
 from stillhouse.mixture.plan import Plan
 from stillhouse.models.load import load_tokenizer
+from stillhouse.models.parameters import count_parameters
 from stillhouse.models.tokenizers import vocabulary_size
 from stillhouse.models.vocabulary_map import teacher_ids
 from stillhouse.preflight.estimate import Estimate, ModelSize, estimate, measure_flops
-from stillhouse.recipe import KDObjective, ModelConfig, PretrainedStudent, Recipe
+from stillhouse.recipe import KDObjective, ModelConfig, PretrainedStudent, PrunedStudent, Recipe
 from stillhouse.run_directory import RunDirectory
 from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source
 from stillhouse.training.precision import resolve_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _GIB = 1024**3
 
@@ -43,7 +48,9 @@ class PreflightReport:
         """The report for people, a line a fact."""
         found = []
         for split, report in self.data.items():
-            found.append(f"{split}: {report['documents']} documents, {report['tokens']} tokens, {report['targets']} targets")
+            found.append(
+                f"{split}: {report['documents']} documents, {report['tokens']} tokens, {report['targets']} targets"
+            )
             left_out = {k: v for k, v in {**report["rejected"], "truncated": report["truncated"]}.items() if v}
             left_out |= {k: report[k] for k in ("duplicates", "leaked_into_evaluation") if report[k]}
             if left_out:
@@ -112,7 +119,9 @@ def _check_vocabularies(recipe: Recipe, source: ModelConfig, base_dir: Path) -> 
     needed = vocabulary_size(ours) if mapping is None else int(mapping.max()) + 1
     rows = model_configuration(recipe.teacher, base_dir).get_text_config().vocab_size
     if rows < needed:
-        raise ModelError(f"teacher.path={recipe.teacher.path}: its head has {rows} rows and the tokenizers need {needed}")
+        raise ModelError(
+            f"teacher.path={recipe.teacher.path}: its head has {rows} rows and the tokenizers need {needed}"
+        )
 
 
 def _size(config: ModelConfig, base_dir: Path) -> ModelSize:
@@ -124,12 +133,30 @@ def _student_size(recipe: Recipe, source: ModelConfig, base_dir: Path) -> ModelS
     """The student's size; a trimmed vocabulary is not known before the counts, so it is left whole."""
     if isinstance(recipe.student, PretrainedStudent):
         return _size(source, base_dir)
-    from stillhouse.models.shrink.plan import planned_configuration
-
     config = planned_configuration(model_configuration(source, base_dir), recipe.student)
-    from stillhouse.models.parameters import count_parameters
-
     return ModelSize(count_parameters(config), config.num_hidden_layers, config.hidden_size, config.vocab_size)
+
+
+def planned_configuration(config: PreTrainedConfig, student: PrunedStudent) -> PreTrainedConfig:
+    """The configuration that pruning will give. Raises ModelError when it would have to grow."""
+    planned = copy.deepcopy(config)
+    if student.depth is not None:
+        _shrink(planned, "num_hidden_layers", student.depth.layers, "student.depth.layers")
+        if getattr(planned, "layer_types", None):
+            planned.layer_types = planned.layer_types[: student.depth.layers]
+    if student.width is not None:
+        planned.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        group = config.num_attention_heads // config.num_key_value_heads
+        for name, value in student.width.model_dump(exclude_none=True).items():
+            _shrink(planned, name, value, f"student.width.{name}")
+        planned.num_attention_heads = planned.num_key_value_heads * group
+    return planned
+
+
+def _shrink(config: PreTrainedConfig, name: str, value: int, field: str) -> None:
+    if value > getattr(config, name):
+        raise ModelError(f"{field}={value}: the source has {getattr(config, name)}; a student cannot be larger")
+    setattr(config, name, value)
 
 
 def _amount(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
@@ -149,7 +176,9 @@ def _warnings(
             "optimisation.gradient_checkpointing, or use student.lora"
         )
     if guess.disk_bytes > disk:
-        found.append("checkpoints and model may not fit on the disk; lower checkpoints.keep or choose another output.dir")
+        found.append(
+            "checkpoints and model may not fit on the disk; lower checkpoints.keep or choose another output.dir"
+        )
     if device.type == "cpu" and recipe.stages[0].optimisation.compile_head and not compiler_available():
         found.append("no C++ compiler was found, so the objective runs uncompiled (about 5 times slower); install g++")
     if guess.steps < 20:

@@ -41,7 +41,14 @@ class Estimate:
 
 
 def estimate(
-    recipe: Recipe, student: ModelSize, teacher: ModelSize | None, *, tokens: int, steps: int, dtype: torch.dtype, flops: float
+    recipe: Recipe,
+    student: ModelSize,
+    teacher: ModelSize | None,
+    *,
+    tokens: int,
+    steps: int,
+    dtype: torch.dtype,
+    flops: float,
 ) -> Estimate:
     """Estimate one process's share of a run on ``tokens`` training tokens in all.
 

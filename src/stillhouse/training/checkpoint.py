@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from stillhouse.errors import OutputError, TrainingError
 from stillhouse.run_directory import read_json, write_json_atomic
@@ -77,7 +78,9 @@ class Checkpoints:
         for name, size in state["files"].items():
             file = folder / name
             if not file.exists() or file.stat().st_size != size:
-                raise TrainingError(f"{file}: this checkpoint is damaged; delete the folder {folder} to go on from an earlier one")
+                raise TrainingError(
+                    f"{file}: this checkpoint is damaged; delete the folder {folder} to go on from an earlier one"
+                )
         return state
 
     def load(self, step: int, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
@@ -124,14 +127,14 @@ def _dcp_save(tensors: dict[str, Tensor], folder: Path, world: World) -> None:
     writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it says that one process is one process
-        dcp.save(tensors, storage_writer=writer, no_dist=not world.is_distributed)
+        dcp_save(tensors, storage_writer=writer, no_dist=not world.is_distributed)
 
 
 def _dcp_load(tensors: dict[str, Tensor], folder: Path, world: World) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            dcp.load(
+            dcp_load(
                 tensors, storage_reader=HuggingFaceStorageReader(path=str(folder)), no_dist=not world.is_distributed
             )
     except (ValueError, KeyError, OSError, RuntimeError) as error:

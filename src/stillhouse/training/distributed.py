@@ -42,7 +42,7 @@ class World:
         """Add a list of numbers over all processes, in float64."""
         if not self.is_distributed:
             return list(values)
-        return self.sum_(torch.tensor(list(values), dtype=torch.float64, device=self.device)).tolist()  # type: ignore[no-any-return]
+        return self.sum_(torch.tensor(list(values), dtype=torch.float64, device=self.device)).tolist()
 
     def any(self, flag: bool) -> bool:
         """True when the flag is set on any process."""

@@ -112,9 +112,7 @@ class Evaluator:
                 chat = ChatFormat(tokenizer, read_template(self._recipe.data.chat_template, self._base))
             settings = self._settings()
             return Measured(
-                *evaluate_model(
-                    model, tokenizer, chat, self._held_out, settings, seed=_ROWS_SEED, teacher=teacher
-                )
+                *evaluate_model(model, tokenizer, chat, self._held_out, settings, seed=_ROWS_SEED, teacher=teacher)
             )
 
         return self._shared(key, measure)
@@ -200,9 +198,7 @@ def evaluate_anything(
     prepared = prepare(rows, tokenizer, data_config, tokenizer_hash=tokenizer_hash(tokenizer), base_dir=base_dir)
     chat = chat_format_for(prepared.rows, tokenizer, data_config, base_dir)
     held_out: HeldOut = build_held_out(prepared, tokenizer, chat, generation, seed=0)
-    loaded = place_model(
-        load_model(config, dtype=resolve_dtype(precision, device), base_dir=base_dir), "whole", device
-    )
+    loaded = place_model(load_model(config, dtype=resolve_dtype(precision, device), base_dir=base_dir), "whole", device)
     settings = EvaluationSettings(
         device=device,
         micro_batch_tokens=max(4096, max_seq_len),

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from stillhouse.data.batch import Batch
 from stillhouse.data.batching import make_micro_batches
-from stillhouse.data.document import DocumentSet
+from stillhouse.data.document import DocumentSet, Int64Array
 from stillhouse.errors import TrainingError
 from stillhouse.evaluation.nll import NLLReport
 from stillhouse.randomness import derive_seed
@@ -32,7 +32,7 @@ from stillhouse.training.step import StepOutcome, TrainStep, cosine_learning_rat
 class StepPlan(Protocol):
     """Which documents each optimizer step sees; a function of seed and step alone."""
 
-    def documents(self, step: int) -> Sequence[int]: ...
+    def documents(self, step: int) -> Sequence[int] | Int64Array: ...
 
 
 @dataclass
@@ -125,7 +125,7 @@ class StageLoop:
         self.state.targets += targets
         return outcome, learning_rate
 
-    def _share(self, indices: np.ndarray[Any, np.dtype[np.int64]]) -> list[Batch]:
+    def _share(self, indices: Int64Array) -> list[Batch]:
         """This rank's micro-batches; every rank gets equally many, the last perhaps of weight zero."""
         optimisation = self.stage.optimisation
         batches = make_micro_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -76,26 +77,21 @@ class _TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def log(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class _RunTracker:
     """trackio and wandb share one interface."""
 
     def __init__(self, kind: str, name: str, config: dict[str, Any]) -> None:
-        module: Any
-        if kind == "trackio":
-            import trackio as module
-        else:
-            import wandb as module
-        self._module = module
+        self._module = importlib.import_module(kind)
         self._module.init(project="stillhouse", name=name, config=config)
 
     def log(self, values: dict[str, float], step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from stillhouse.models.vocabulary_map import teacher_ids
 from stillhouse.recipe import ModelConfig, PretrainedStudent, Recipe
 from stillhouse.run_directory import RunDirectory, read_json, write_json_atomic
 from stillhouse.training.distributed import World
+from stillhouse.training.precision import resolve_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,11 +53,14 @@ class Student:
         return model
 
 
-def prepare_student(recipe: Recipe, base_dir: Path, directory: RunDirectory, world: World) -> tuple[Student, Dataset]:
+def prepare_student(
+    recipe: Recipe, base_dir: Path, directory: RunDirectory, world: World, say: Callable[[str], None]
+) -> tuple[Student, Dataset]:
     """Load the data and make the student (pruned ones are kept in ``initial/``).
 
-    Every process calls this; rank 0 prunes and writes.
+    Every process calls this; rank 0 prunes and writes. ``say`` tells a person what takes time.
     """
+    say("loading tokenizer and data")
     source = student_source(recipe)
     tokenizer = load_tokenizer(source, base_dir=base_dir)
     dataset = load_data(recipe, tokenizer, base_dir)
@@ -63,7 +68,8 @@ def prepare_student(recipe: Recipe, base_dir: Path, directory: RunDirectory, wor
     if not isinstance(recipe.student, PretrainedStudent):
         initial = directory / "initial"
         if world.is_main and not (initial / "config.json").exists():
-            _prune(recipe, source, tokenizer, dataset, base_dir, directory)
+            say("pruning the student from its source")
+            _prune(recipe, source, tokenizer, dataset, base_dir, directory, world)
         world.barrier()
         config = ModelConfig(path=str(initial.absolute()), attention=source.attention)
         notes = read_json(directory / "evaluation" / "pruning.json")
@@ -136,9 +142,18 @@ def _prune(
     dataset: Dataset,
     base_dir: Path,
     directory: RunDirectory,
+    world: World,
 ) -> None:
     assert not isinstance(recipe.student, PretrainedStudent)
     model = load_model(source, dtype=torch.float32, base_dir=base_dir)
-    shrunk = build_student(model, recipe.student, documents=dataset.train.documents, tokenizer=tokenizer, seed=recipe.seed)
+    dtype = resolve_dtype(recipe.stages[0].optimisation.precision, world.device)
+    shrunk = build_student(
+        model.to(world.device),  # type: ignore[arg-type]
+        recipe.student,
+        documents=dataset.train.documents,
+        tokenizer=tokenizer,
+        seed=recipe.seed,
+        measure_dtype=dtype,
+    )
     write_json_atomic(directory / "evaluation" / "pruning.json", shrunk.notes)
     save_model(shrunk.model, shrunk.tokenizer, directory / "initial")

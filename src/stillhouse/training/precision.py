@@ -57,7 +57,7 @@ class MasterWeights:
         else:
             master = exact.requires_grad_(False)
             self._copies.append((parameter, master))
-            parameter.register_post_accumulate_grad_hook(self._fold)
+            parameter.register_post_accumulate_grad_hook(self._fold)  # type: ignore[no-untyped-call]
         master.grad = torch.zeros_like(exact)
         self._by_parameter[id(parameter)] = master
         self._named[name] = master
@@ -140,7 +140,11 @@ class ShardedWeights:
 
     def exact_state(self) -> dict[str, Tensor]:
         """Whole float32 tensors by parameter name, on CPU; every process takes part."""
-        return {name: p.detach().full_tensor().cpu() for name, p in self._named.items() if isinstance(p, DTensor)}
+        whole: dict[str, Tensor] = {}
+        for name, parameter in self._named.items():
+            assert isinstance(parameter, DTensor)
+            whole[name] = parameter.full_tensor().detach().cpu()
+        return whole
 
 
 Weights = MasterWeights | ShardedWeights

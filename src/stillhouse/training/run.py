@@ -38,7 +38,9 @@ class RunOutcome:
         return self.state.stopped_because == "interrupted"
 
 
-def train(recipe: Recipe, *, base_dir: Path | None = None, overwrite: bool = False, console: Console | None = None) -> RunOutcome:
+def train(
+    recipe: Recipe, *, base_dir: Path | None = None, overwrite: bool = False, console: Console | None = None
+) -> RunOutcome:
     """Run a recipe, or resume it where an earlier attempt stopped.
 
     Relative paths of the recipe start at ``base_dir`` (None: the working directory). Without a
@@ -57,15 +59,17 @@ class _Run:
 
     def run(self, *, overwrite: bool) -> RunOutcome:
         directory = self._open_directory(overwrite)
-        student, dataset = prepare_student(self._recipe, self._base, directory, self._world)
+        student, dataset = prepare_student(self._recipe, self._base, directory, self._world, self._say)
         self._say_data(dataset)
         evaluator = Evaluator(self._recipe, self._base, directory, dataset, student, self._world)
+        self._say("measuring on held-out rows before training")
         teacher = evaluator.teacher() if self._recipe.teacher is not None else None
         before = evaluator.student_before()
         self._say_start(teacher, before)
         state = self._train_stage(directory, student, dataset)
         if state.stopped_because == "interrupted":
             return RunOutcome(directory.path, state, None)
+        self._say("measuring the saved model")
         after = evaluator.student_after()
         result = None
         if self._world.is_main:
@@ -104,20 +108,20 @@ class _Run:
         ratios: list[float],
     ) -> dict[str, Any]:
         teacher, before, after = measured
-        likelihoods = {
-            "teacher": None if teacher is None else teacher.evaluation.likelihood,
-            "before": before.evaluation.likelihood,
-            "after": after.evaluation.likelihood,
-        }
-        nll = {name: None if report is None else report.nll for name, report in likelihoods.items()}
+        teacher_likelihood = None if teacher is None else teacher.evaluation.likelihood
+        teacher_nll = None if teacher_likelihood is None else teacher_likelihood.nll
+        likelihood_before, likelihood_after = before.evaluation.likelihood, after.evaluation.likelihood
+        warnings = diagnose(
+            teacher=teacher_likelihood, before=likelihood_before, after=likelihood_after, gradient_ratios=ratios
+        )
         return {
             "stillhouse": version("stillhouse"),
             "recipe": self._recipe.model_dump(mode="json"),
             "headline": {
-                "teacher": nll["teacher"],
-                "student_before": nll["before"],
-                "student_after": nll["after"],
-                "gap_closed": gap_closed(**nll),
+                "teacher": teacher_nll,
+                "student_before": likelihood_before.nll,
+                "student_after": likelihood_after.nll,
+                "gap_closed": gap_closed(likelihood_before.nll, likelihood_after.nll, teacher_nll),
             },
             "evaluation": {
                 "teacher": None if teacher is None else teacher.evaluation.to_json(),
@@ -137,7 +141,7 @@ class _Run:
             "data": dataset.reports(),
             "parameters": {"teacher": student.teacher_parameters, "student": student.parameters},
             "student": student.notes,
-            "warnings": diagnose(**likelihoods, gradient_ratios=ratios),
+            "warnings": [*warnings, *data_warnings(dataset)],
         }
 
     def _say(self, text: str) -> None:
@@ -150,7 +154,9 @@ class _Run:
 
     def _say_start(self, teacher: Measured | None, before: Measured) -> None:
         beside = f", teacher {teacher.evaluation.likelihood.nll:.3f}" if teacher is not None else ""
-        self._say(f"before training: student {before.evaluation.likelihood.nll:.3f}{beside} nats/token (macro over domains)")
+        self._say(
+            f"before training: student {before.evaluation.likelihood.nll:.3f}{beside} nats/token (macro over domains)"
+        )
 
 
 def environment(world: World) -> dict[str, Any]:
@@ -171,3 +177,8 @@ def gradient_ratios(metrics: Path) -> list[float]:
     """The KD-to-CE gradient ratios of all steps, from ``metrics.jsonl``."""
     lines = (json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines())
     return [line["grad_rms_ratio"] for line in lines if line.get("grad_rms_ratio") is not None]
+
+
+def data_warnings(dataset: Dataset) -> list[str]:
+    """What the data room warned of in any split, each once."""
+    return list(dict.fromkeys(w for report in dataset.reports().values() for w in report["warnings"]))

@@ -86,7 +86,7 @@ def build_stage(
     stage = recipe.stages[0]
     optimisation = stage.optimisation
     dtype = resolve_dtype(optimisation.precision, world.device)
-    module = _student_module(recipe, student, stage, world)
+    module = _student_module(student, stage, world)
     weights: Weights
     if world.is_distributed and recipe.parallel.strategy == "fsdp":
         shard_student(module, dtype, cpu_offload=recipe.parallel.cpu_offload)
@@ -129,14 +129,16 @@ def build_stage(
     return BuiltStage(loop, weights, dtype, resumed_from, recipe.evaluation.early_stopping_patience is not None)
 
 
-def _student_module(recipe: Recipe, student: Student, stage: StageConfig, world: World) -> DistillationModule:
+def _student_module(student: Student, stage: StageConfig, world: World) -> DistillationModule:
     optimisation = stage.optimisation
     model = student.load(torch.float32)
     verify_head(model)
     if optimisation.layout == "packed":
         verify_isolation(model)
     if optimisation.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers renamed the method in 5.23.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     model.train()
     module = DistillationModule(model, chunk=optimisation.head_chunk, compiled=optimisation.compile_head)
     return module.to(world.device)

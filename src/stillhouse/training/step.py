@@ -112,7 +112,7 @@ class TrainStep:
         if self._teacher is not None:
             projection = self._teacher.targets(batch).projection
         loss, output = self.module(batch, projection, self._terms, float(normaliser), self.weights.gradient_of)
-        self.weights.scale_loss(loss, self._world).backward()
+        self.weights.scale_loss(loss, self._world).backward()  # type: ignore[no-untyped-call]
         return output  # type: ignore[no-any-return]
 
     def _outcome(self, totals: Tensor, norm: float, normaliser: int) -> StepOutcome:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from stillhouse.data.batch import Batch
 from stillhouse.divergence.fused import fused_objective
 from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms
-from stillhouse.models.head import split_model
+from stillhouse.models.head import decoder_layers, split_model
 from stillhouse.teachers.protocol import Projection
 
 GradientBuffer = Callable[[Tensor], Tensor | None]
@@ -63,10 +63,3 @@ def shard_student(module: DistillationModule, dtype: torch.dtype, *, cpu_offload
     for layer in decoder_layers(module.model):
         fully_shard(layer, mp_policy=policy, offload_policy=offload)
     fully_shard(module, mp_policy=policy, offload_policy=offload)
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The longest ModuleList of the model: its decoder layers."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    assert lists, "a causal language model has decoder layers"
-    return list(max(lists, key=len))
