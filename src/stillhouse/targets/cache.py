@@ -1,0 +1,175 @@
+"""The cache: a folder of teacher targets, keyed by document content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stillhouse.data.document import DocumentSet, Int64Array
+from stillhouse.errors import DataError
+from stillhouse.targets.bitpack import IntArray
+from stillhouse.targets.manifest import CacheIdentity, read_manifest, write_manifest
+from stillhouse.targets.shards import FOLDER, DocumentRecord, Shard, ShardEntry, uid_keys, write_shard
+from stillhouse.targets.sparse import SparseTargets
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where each document is: sorted keys, shard number, place in the shard, number of targets; all [D]."""
+
+    keys: npt.NDArray[np.bytes_]
+    shard: IntArray
+    place: IntArray
+    targets: IntArray
+
+    @classmethod
+    def of(cls, shards: list[Shard]) -> _Index:
+        keys = np.concatenate([uid_keys(np.zeros((0, 16), np.uint8)), *(s.uids for s in shards)])
+        shard = np.repeat(np.arange(len(shards)), [len(s.uids) for s in shards])
+        place = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(s.uids)) for s in shards)])
+        targets = np.concatenate([np.zeros(0, np.int64), *(s.targets for s in shards)])
+        # Two captures may both have written a document; its first shard (by name) serves.
+        unique, first = np.unique(keys, return_index=True)
+        return cls(unique, shard[first], place[first], targets[first])
+
+    def find(self, keys: npt.NDArray[np.bytes_]) -> IntArray:
+        """Return the row of each key, -1 where it is absent."""
+        if not len(self.keys):
+            return np.full(len(keys), -1, np.int64)
+        rows = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[rows] == keys, rows, -1)
+
+
+class TargetCache:
+    """A cache opened for reading, and for adding shards.
+
+    Reading is safe from several threads while nothing calls ``refresh`` or ``add``.
+    """
+
+    def __init__(self, path: Path, identity: CacheIdentity) -> None:
+        self.path, self.identity = path, identity
+        self._shards: list[Shard] = []
+        self._index = _Index.of([])
+        self.refresh()
+
+    @classmethod
+    def open(cls, path: Path, wanted: CacheIdentity | None = None) -> TargetCache:
+        """Open an existing cache.
+
+        Raises DataError when there is none or a shard is cut off, ModelError for another teacher or
+        tokenizer than ``wanted``, RecipeError for another codec, temperature or seed.
+        """
+        identity = read_manifest(path)
+        if wanted is not None:
+            difference = identity.difference(wanted)
+            if difference is not None:
+                raise difference
+        return cls(path, identity)
+
+    @classmethod
+    def open_or_create(cls, path: Path, identity: CacheIdentity) -> TargetCache:
+        """Open the cache of this identity, or begin it; raises as ``open``, and OutputError."""
+        write_manifest(path, identity)
+        return cls.open(path, identity)
+
+    def refresh(self) -> None:
+        """Look for shards that other captures have added. Raises DataError naming a damaged one."""
+        known = {shard.entry.name: shard for shard in self._shards}
+        entries = [ShardEntry.read(path) for path in sorted((self.path / FOLDER).glob("*.json"))]
+        self._shards = [known[e.name] if e.name in known else Shard(self.path, e) for e in entries]
+        self._index = _Index.of(self._shards)
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The complete shards, by name."""
+        return tuple(self._shards)
+
+    @property
+    def num_documents(self) -> int:
+        return len(self._index.keys)
+
+    @property
+    def num_targets(self) -> int:
+        """Targets of distinct documents."""
+        return int(self._index.targets.sum())
+
+    def add(self, records: list[DocumentRecord]) -> ShardEntry:
+        """Write one more shard and see what others have written meanwhile."""
+        entry = write_shard(self.path, records)
+        self.refresh()
+        return entry
+
+    def missing(self, documents: DocumentSet) -> Int64Array:
+        """Return the indices of the documents that have targets to score and are not in the cache.
+
+        A document that occurs several times is listed once.
+        """
+        keys = uid_keys(documents.uids)
+        _, first = np.unique(keys, return_index=True)
+        absent = (self._index.find(keys) < 0) & (documents.num_targets > 0)
+        once = np.zeros(len(keys), np.bool_)
+        once[first] = True
+        return np.flatnonzero(absent & once)
+
+    def require(self, documents: DocumentSet) -> None:
+        """Raise DataError when a document is missing, with how many and the likely reason."""
+        if documents.tokenizer_hash != self.identity.tokenizer:
+            raise DataError(
+                f"teacher.cache={self.path}: captured with tokenizer {self.identity.tokenizer}, but the documents were "
+                f"tokenized by {documents.tokenizer_hash}; capture again with the student's tokenizer"
+            )
+        missing = self.missing(documents)
+        if len(missing):
+            hint = (
+                "None of them is there: was the chat template, max_seq_len or the data changed since? "
+                if len(missing) == len(np.unique(uid_keys(documents.uids)))
+                else ""
+            )
+            raise DataError(
+                f"teacher.cache={self.path}: {len(missing)} of {len(documents)} documents are not in the cache. "
+                f"{hint}Run `stillhouse capture` with this recipe; it adds only what is missing"
+            )
+        scored = documents.num_targets > 0
+        if (self.targets_of(documents.uids)[scored] != documents.num_targets[scored]).any():
+            raise DataError(
+                f"teacher.cache={self.path}: a document has another number of targets in the cache than in the data, "
+                "so a shard's index is damaged; run `stillhouse cache verify`"
+            )
+
+    def read(self, uids: Iterable[bytes] | npt.NDArray[np.uint8]) -> SparseTargets:
+        """Return the targets of documents one after the other, in the given order (repeats allowed).
+
+        uids: 16 bytes each, or uint8 [D, 16]. Raises DataError naming the first absent document.
+        """
+        if not isinstance(uids, np.ndarray):
+            uids = np.frombuffer(b"".join(uids), np.uint8).reshape(-1, 16)
+        rows = self._index.find(uid_keys(uids))
+        if (rows < 0).any():
+            absent = uids[int(np.flatnonzero(rows < 0)[0])].tobytes().hex()
+            raise DataError(
+                f"teacher.cache={self.path}: document {absent} is not in the cache; run `stillhouse capture`"
+            )
+        index = self._index
+        pieces = [
+            self._shards[shard].record(place)
+            for shard, place in zip(index.shard[rows].tolist(), index.place[rows].tolist(), strict=True)
+        ]
+        lengths = np.array([len(piece) for piece in pieces], np.int64)
+        buffer = np.concatenate([np.zeros(0, np.uint8), *pieces])
+        return self.identity.codec.unpack(
+            buffer,
+            np.cumsum(lengths) - lengths,
+            index.targets[rows],
+            vocab_size=self.identity.vocab_size,
+            temperature=self.identity.temperature,
+        )
+
+    def targets_of(self, uids: npt.NDArray[np.uint8]) -> IntArray:
+        """Return the number of targets of each document, -1 where it is absent; uids uint8 [D, 16]."""
+        rows = self._index.find(uid_keys(uids))
+        found: IntArray = np.where(rows >= 0, np.append(self._index.targets, -1)[rows], -1)
+        return found
