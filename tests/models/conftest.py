@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from model_families import random_documents
 from transformers import PreTrainedTokenizerFast
 
+from model_families import random_documents
 from stillhouse.data.document import Document, DocumentSet, document_uid
 from stillhouse.models.tokenizers import tokenizer_hash
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_families import FAMILIES, family_model
 from torch import nn
 
+from model_families import FAMILIES, family_model
 from stillhouse.errors import ModelError
 from stillhouse.models.head import (
     apply_head,
@@ -56,7 +56,7 @@ def test_a_model_that_does_more_to_its_logits_is_refused_by_name() -> None:
         return output
 
     model.forward = forward
-    with pytest.raises(ModelError, match="LlamaForCausalLM.*not reproduced"):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM.*not reproduced"):
         verify_head(model)
 
 
@@ -99,7 +99,7 @@ def test_recorded_layers_are_the_outputs_of_the_layers() -> None:
     reference = model.model(input_ids=batch.input_ids, output_hidden_states=True).hidden_states
     torch.testing.assert_close(outputs[1], reference[2])
     torch.testing.assert_close(model.model.norm(outputs[3]), reference[4])
-    with pytest.raises(ModelError, match="layer 4: .* layers 0 to 3"), recorded_layers(model, (4,)):
+    with pytest.raises(ModelError, match=r"layer 4: .* layers 0 to 3"), recorded_layers(model, (4,)):
         pass
 
 

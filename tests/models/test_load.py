@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -50,8 +51,7 @@ def test_loading_shows_no_progress_bars(tiny_model_dir: Path, capfd: pytest.Capt
 
 def test_fingerprint_follows_the_weights_alone(tiny_model: LlamaForCausalLM) -> None:
     before = model_fingerprint(tiny_model)
-    tiny_model.config._name_or_path = "elsewhere"
-    assert model_fingerprint(tiny_model) == before
+    assert model_fingerprint(copy.deepcopy(tiny_model)) == before
     with torch.no_grad():
         tiny_model.model.norm.weight[0] += 1e-3
     assert model_fingerprint(tiny_model) != before
@@ -99,13 +99,22 @@ def test_folders_that_cannot_be_models(tmp_path: Path) -> None:
         load()
 
 
-def test_weights_that_do_not_fit_the_config(tiny_model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 5}, r"teacher\.path=.* do not fit its config\.json \(model\.layers\.4\..* is missing"),
+        ({"intermediate_size": 65}, r"(gate|up|down)_proj\.weight is \[.*64.*\], not \[.*65.*incomplete"),
+    ],
+)
+def test_weights_that_do_not_fit_the_config(
+    change: dict[str, int], message: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "m"
     shutil.copytree(tiny_model_dir, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
-    with pytest.raises(ModelError, match=r"do not fit its config\.json .*model\.layers\.4\."):
-        load_model(ModelConfig(path=str(folder)), dtype=torch.float32, base_dir=tmp_path)
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=message):
+        load_model(TeacherConfig(path=str(folder)), dtype=torch.float32, base_dir=tmp_path)
 
 
 def test_a_folder_without_a_fast_tokenizer_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_families import family_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from model_families import family_model
 from stillhouse.errors import MissingDependencyError, ModelError
 from stillhouse.models.head import probe_batch, split_model, verify_head
 from stillhouse.models.load import model_fingerprint

@@ -53,7 +53,7 @@ def test_an_existing_folder_is_kept_or_replaced_whole(
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "mine.txt").write_text("x")
-    with pytest.raises(OutputError, match="exists already.*--overwrite"):
+    with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
         save_model(tiny_model, tiny_tokenizer, folder)
     assert (folder / "mine.txt").exists()
     save_model(tiny_model, tiny_tokenizer, folder, overwrite=True)
@@ -72,7 +72,7 @@ def test_a_failed_write_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tiny_tokenizer, "save_pretrained", full)
-    with pytest.raises(OutputError, match="cannot be written .*No space left"):
+    with pytest.raises(OutputError, match=r"cannot be written .*No space left"):
         save_model(tiny_model, tiny_tokenizer, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 

@@ -119,7 +119,7 @@ def _read_gguf(path: Path, field: str) -> tuple[PreTrainedModel, PreTrainedToken
             metadata = _metadata(path)
             model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
             tokenizer: Any = AutoTokenizer.from_pretrained(**where)
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+    except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
         raise ModelError(f"{field}={path}: this GGUF file cannot be converted: {error}") from error
     _make_plain(model, metadata)
     _mend_tokenizer(tokenizer, metadata)

@@ -85,6 +85,8 @@ def load_model(config: ModelConfig, *, dtype: torch.dtype, base_dir: Path) -> Pr
 
     source, field = resolve_path(config, base_dir=base_dir), recipe_field(config)
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": config.revision}
+    # Shapes that do not fit are reported by us, by name.
+    arguments |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     if config.attention != "auto":
         arguments["attn_implementation"] = config.attention
     if isinstance(config, TeacherConfig) and config.quantization == "4bit":
@@ -92,21 +94,28 @@ def load_model(config: ModelConfig, *, dtype: torch.dtype, base_dir: Path) -> Pr
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, trust_remote_code=config.trust_remote_code, output_loading_info=True, **arguments
+                source, trust_remote_code=config.trust_remote_code, **arguments
             )
     except ImportError as error:
         raise MissingDependencyError(f"{field}={config.path}: {error}") from error
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_cannot_load(field, config, source, error)) from error
     model, info = loaded
-    if info["missing_keys"] or info["mismatched_keys"]:
-        names = ", ".join(sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[:5])
+    wrong = sorted(misfits(info))
+    if wrong:
         raise ModelError(
-            f"{field}={config.path}: its weights do not fit its config.json (missing or of another shape: {names}); "
+            f"{field}={config.path}: its weights do not fit its config.json ({', '.join(wrong[:3])}); "
             "the folder or download is incomplete"
         )
     result: PreTrainedModel = model.eval()
     return result
+
+
+def misfits(info: dict[str, Any]) -> set[str]:
+    """Return what transformers' loading report has against the weights: missing names and other shapes."""
+    missing = {f"{name} is missing" for name in info["missing_keys"]}
+    reshaped = {f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in info["mismatched_keys"]}
+    return missing | reshaped
 
 
 def load_tokenizer(config: ModelConfig, *, base_dir: Path) -> PreTrainedTokenizerFast:
@@ -136,7 +145,7 @@ def load_tokenizer(config: ModelConfig, *, base_dir: Path) -> PreTrainedTokenize
 
 def _cannot_load(field: str, config: ModelConfig, source: str, error: Exception) -> str:
     reason = str(error).strip().split("\n\n")[0]
-    if source == config.path:  # a hub name
+    if not Path(source).is_absolute():  # a hub name
         way_out = "check the name and revision, your network and access rights, or give a local folder"
     else:
         way_out = "check that the folder is complete"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_families import family_model, random_documents
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from model_families import family_model, random_documents
 from stillhouse.data.document import DocumentSet
 from stillhouse.errors import ModelError
 from stillhouse.models.head import probe_batch, verify_head

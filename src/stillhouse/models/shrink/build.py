@@ -6,6 +6,8 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from stillhouse.data.document import DocumentSet
 from stillhouse.models.shrink.calibration import calibration_set
 from stillhouse.models.shrink.depth import prune_depth
@@ -13,7 +15,6 @@ from stillhouse.models.shrink.vocabulary import prune_vocabulary
 from stillhouse.models.shrink.width import prune_width
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -75,4 +76,6 @@ def _probe(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel
     """The model itself, or a copy of it in another dtype."""
     if dtype is None or dtype == model.dtype:
         return model
-    return copy.deepcopy(model).to(dtype=dtype)
+    probe = copy.deepcopy(model)
+    torch.nn.Module.to(probe, dtype)
+    return probe

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ModelError
+from stillhouse.models.load import misfits
 from stillhouse.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ def rebuild(model: PreTrainedModel, changes: Mapping[str, Any], weights: dict[st
             state_dict=weights,
             dtype=model.dtype,
             attn_implementation=model.config._attn_implementation,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     student, info = loaded
-    wrong = {str(k) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for k in info[kind]}
+    wrong = sorted(misfits(info) | {f"{name} is not expected" for name in info["unexpected_keys"]})
     if wrong:
         raise ModelError(
-            f"student: pruned weights do not fit a {type(model).__name__} ({', '.join(sorted(wrong)[:3])}); this "
+            f"student: pruned weights do not fit a {type(model).__name__} ({', '.join(wrong[:3])}); this "
             "architecture's layers depend on their position, and it cannot be pruned"
         )
     student.config._name_or_path = ""
