@@ -6,14 +6,16 @@ Embedding, norms and head are copied. Layers keep their order and their per-laye
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stillhouse.data.batch import Batch
+from stillhouse.data.batching import make_micro_batches
 from stillhouse.data.document import DocumentSet
 from stillhouse.errors import ModelError
 from stillhouse.models.head import decoder_layers
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from stillhouse.recipe import DepthConfig
+
+BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def block_scores(model: PreTrainedModel, documents: DocumentSet, length: int) ->
     whole, targets = 0.0, 0
     without = dict.fromkeys(starts, 0.0)
     with torch.no_grad():
-        for batch in document_batches(documents, model.device):
+        for batch in _padded_batches(documents, model.device):
             recording = replay.record(batch)
             targets += len(batch.labels)
             whole += _final_nll(replay, recording.states[-1], batch)
@@ -124,6 +128,14 @@ def block_scores(model: PreTrainedModel, documents: DocumentSet, length: int) ->
                 final = replay.run(recording, recording.states[start], behind)
                 without[start] += _final_nll(replay, final, batch)
     return BlockScores(whole / targets, {start: value / targets for start, value in without.items()})
+
+
+def _padded_batches(documents: DocumentSet, device: torch.device) -> Iterator[Batch]:
+    """Yield documents of like length together: NLL is summed over targets alone, so padding does not count."""
+    batches = make_micro_batches(
+        documents, np.arange(len(documents)), micro_batch_tokens=BATCH_TOKENS, layout="padded", pad_id=0
+    )
+    return (batch.to(device) for batch in batches)
 
 
 def _final_nll(replay: LayerReplay, state: Tensor, batch: Batch) -> float:
