@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
 
 from reference.divergences import divergence_of_logits
 from stillhouse.recipe import KDObjective, SFTObjective
@@ -28,7 +28,7 @@ class Reference:
 
 def logits_of(projection: Projection) -> Tensor:
     """``model(x).logits`` as the protocol describes them, in the dtype of the projection."""
-    z = F.linear(projection.hidden, projection.weight, projection.bias) * projection.scale
+    z = linear(projection.hidden, projection.weight, projection.bias) * projection.scale
     return z if projection.softcap is None else torch.tanh(z / projection.softcap) * projection.softcap
 
 
@@ -54,7 +54,7 @@ def dense_objective(
     student = double(student)
     z = logits_of(student)[:, :vocab_size]
     ce_weight, kd_weight = objective.weights
-    ce = F.cross_entropy(z, labels, reduction="none")
+    ce = cross_entropy(z, labels, reduction="none")
     ce_part, kd_part, kd = ce_weight * ce.sum(), torch.zeros((), dtype=z.dtype), None
     if teacher is not None and isinstance(objective, KDObjective):
         y = logits_of(double(teacher)).detach()[:, :vocab_size]

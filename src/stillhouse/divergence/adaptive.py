@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillhouse.divergence.base import Divergence
+from stillhouse.divergence.base import Distribution, Divergence
 from stillhouse.divergence.kl import forward_kl_terms, reverse_kl_terms
 
 FIRST_GUESS = 64
@@ -46,16 +46,15 @@ def adaptive_kl(mu: float) -> Divergence:
     gradient, and 1/2 each where p = q.
     """
 
-    def row_terms(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        p = log_p.exp()
-        gap = (p - log_q.exp()).abs()
+    def terms(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
+        gap = (p.prob - q.prob).abs()
         total = gap.sum(-1)
-        head = torch.where(head_mask(p, mu), gap, 0.0).sum(-1)
+        head = torch.where(head_mask(p.prob, mu), gap, 0.0).sum(-1)
         share = torch.where(total > 0, head / total, 0.5)
-        forward_value, forward_a = forward_kl_terms(log_p, log_q)
-        reverse_value, reverse_a = reverse_kl_terms(log_p, log_q)
+        forward_value, forward_a = forward_kl_terms(p, q)
+        reverse_value, reverse_a = reverse_kl_terms(p, q)
         value = share * forward_value + (1 - share) * reverse_value
         weight = share[:, None]
         return value, weight * forward_a + (1 - weight) * reverse_a
 
-    return Divergence(f"adaptive_kl(mu={mu!r})", row_terms, student_must_cover=True, teacher_must_cover=True)
+    return Divergence(f"adaptive_kl(mu={mu!r})", terms, student_must_cover=True, teacher_must_cover=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillhouse.divergence.base import Divergence, unmasked, weighted
+from stillhouse.divergence.base import Distribution, Divergence, unmasked, weighted
 from stillhouse.errors import RecipeError
 
 ZERO = 1e-9
@@ -62,14 +62,14 @@ def alpha_beta(alpha: float, beta: float) -> Divergence:
     s = _settled("alpha+beta", alpha + beta, alpha, beta)
     a, b = _settled("alpha", alpha, alpha, beta), _settled("beta", beta, alpha, beta)
 
-    def row_terms(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        known = (log_p > -torch.inf) | (log_q > -torch.inf)
-        values = torch.where(known, _values(log_p, log_q, a, b, s), 0.0)
-        return values.sum(-1), unmasked(log_q, _student_terms(log_p, log_q, a, b, s))
+    def terms(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
+        known = (p.log > -torch.inf) | (q.log > -torch.inf)
+        values = torch.where(known, _values(p.log, q.log, a, b, s), 0.0)
+        return values.sum(-1), unmasked(q, _student_terms(p.log, q.log, a, b, s))
 
     return Divergence(
         f"alpha_beta(alpha={a!r}, beta={b!r})",
-        row_terms,
+        terms,
         student_must_cover=not (b > 0 and s > 0),
         teacher_must_cover=not (a > 0 and s > 0),
     )

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from stillhouse.divergence.base import Divergence, weighted
+from stillhouse.divergence.base import Distribution, Divergence, weighted
 from stillhouse.divergence.kl import forward_kl, reverse_kl
 
 
@@ -24,10 +24,9 @@ def jsd(beta: float) -> Divergence:
         return reverse_kl()
     log_beta, log_rest = math.log(beta), math.log1p(-beta)
 
-    def row_terms(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        p, q = log_p.exp(), log_q.exp()
-        log_m = torch.logaddexp(log_p + log_beta, log_q + log_rest)
-        of_student = (1 - beta) * weighted(q, log_q - log_m)
-        return (beta * weighted(p, log_p - log_m) + of_student).sum(-1), of_student
+    def terms(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
+        log_m = torch.logaddexp(p.log + log_beta, q.log + log_rest)
+        of_student = (1 - beta) * weighted(q.prob, q.log - log_m)
+        return (beta * weighted(p.prob, p.log - log_m) + of_student).sum(-1), of_student
 
-    return Divergence(f"jsd(beta={beta!r})", row_terms)
+    return Divergence(f"jsd(beta={beta!r})", terms)

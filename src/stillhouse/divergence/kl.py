@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stillhouse.divergence.base import Divergence, unmasked, weighted
+from stillhouse.divergence.base import Distribution, Divergence, unmasked, weighted
 
 
-def forward_kl_terms(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def forward_kl_terms(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
     """KL(p || q) = sum p log(p/q), a = -p; both inputs [N, V], value [N], a [N, V]."""
-    p = log_p.exp()
-    return weighted(p, log_p - log_q).sum(-1), unmasked(log_q, -p)
+    return weighted(p.prob, p.log - q.log).sum(-1), unmasked(q, -p.prob)
 
 
-def reverse_kl_terms(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def reverse_kl_terms(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
     """KL(q || p) = sum q log(q/p), a = q log(q/p) up to a multiple of q, which cancels in dz."""
-    q = log_q.exp()
-    terms = weighted(q, log_q - log_p)
+    terms = weighted(q.prob, q.log - p.log)
     return terms.sum(-1), terms
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stillhouse.divergence.base import Divergence, logit_gradient, weighted
+from stillhouse.divergence.base import Distribution, Divergence, logit_gradient, weighted
 
 CPU_ROWS_PER_THREAD = 8
 
@@ -81,13 +81,15 @@ class RowSpec:
         return tuple(names)
 
 
-def log_softmax(shifted: Tensor) -> Tensor:
-    """Return the log-softmax of rows [R, V] whose largest entry is already 0.
+def softmax_of_shifted(shifted: Tensor) -> Distribution:
+    """Return the softmax of rows [R, V] whose largest entry is already 0, with its logarithm.
 
-    The maximum is a statistic of its own here, and subtracting it before the logarithm of the sum
-    keeps the digits of logits that are all near 1e4.
+    One exponential an entry serves both. The maximum is a statistic of its own here, and
+    subtracting it before the logarithm of the sum keeps the digits of logits all near 1e4.
     """
-    return shifted - shifted.exp().sum(-1, keepdim=True).log()
+    exponentials = shifted.exp()
+    total = exponentials.sum(-1, keepdim=True)
+    return Distribution(exponentials * total.reciprocal(), shifted - total.log())
 
 
 def objective_rows(
@@ -107,30 +109,31 @@ def objective_rows(
     """
     z = spec.student.apply(student_raw, student_bias)
     top = z.amax(-1, keepdim=True)
-    log_q = log_softmax(z - top)
+    q = softmax_of_shifted(z - top)
     index = labels.long()[:, None]
-    stats = {"ce": -log_q.gather(1, index).squeeze(1)}
+    stats = {"ce": -q.log.gather(1, index).squeeze(1)}
     gradients = []
     if spec.ce_gradient:
         is_label = torch.arange(z.shape[1], device=z.device, dtype=labels.dtype) == labels[:, None]
-        ce_gradient = torch.where(is_label, log_q.exp() - 1, log_q.exp())
+        ce_gradient = torch.where(is_label, q.prob - 1, q.prob)
         stats["ce_square"] = ce_gradient.square().sum(-1)
         gradients.append(ce_gradient * factors[1])
     if spec.teacher is not None:
         assert teacher_raw is not None
         y = spec.teacher.apply(teacher_raw, teacher_bias)
         teacher_top = y.amax(-1, keepdim=True)
-        log_p = log_softmax(y - teacher_top)
-        stats["teacher_nll"] = -log_p.gather(1, index).squeeze(1)
-        stats["teacher_entropy"] = -weighted(log_p.exp(), log_p).sum(-1)
+        p = softmax_of_shifted(y - teacher_top)
+        stats["teacher_nll"] = -p.log.gather(1, index).squeeze(1)
+        stats["teacher_entropy"] = -weighted(p.prob, p.log).sum(-1)
         both_top = (z == top) & (y == teacher_top)
         stats["top1_agreement"] = torch.where(both_top, 1.0, 0.0).amax(-1)  # any(-1) does not vectorise
         if spec.divergence is not None:
             if not spec.unit_temperature:
-                log_q, log_p = log_softmax((z - top) * factors[0]), log_softmax((y - teacher_top) * factors[0])
-            stats["kd"], a = spec.divergence.row_terms(log_p, log_q)
+                q = softmax_of_shifted((z - top) * factors[0])
+                p = softmax_of_shifted((y - teacher_top) * factors[0])
+            stats["kd"], a = spec.divergence.terms(p, q)
             if spec.kd_gradient:
-                kd_gradient = logit_gradient(a, log_q.exp())
+                kd_gradient = logit_gradient(a, q.prob)
                 stats["kd_square"] = kd_gradient.square().sum(-1)
                 gradients.append(kd_gradient * factors[2])
     if not gradients:

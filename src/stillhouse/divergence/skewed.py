@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from stillhouse.divergence.base import Divergence, unmasked, weighted
+from stillhouse.divergence.base import Distribution, Divergence, unmasked, weighted
 
 
 def skewed_kl(alpha: float) -> Divergence:
@@ -20,24 +20,22 @@ def skewed_kl(alpha: float) -> Divergence:
     """
     log_alpha, log_rest = math.log(alpha), math.log1p(-alpha)
 
-    def row_terms(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        p = log_p.exp()
-        log_m = torch.logaddexp(log_p + log_alpha, log_q + log_rest)
-        share = (log_q + log_rest - log_m).exp()  # of the student in m, between 0 and 1
-        return weighted(p, log_p - log_m).sum(-1), unmasked(log_q, -p * share)
+    def terms(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
+        log_m = torch.logaddexp(p.log + log_alpha, q.log + log_rest)
+        share = (q.log + log_rest - log_m).exp()  # of the student in m, between 0 and 1
+        return weighted(p.prob, p.log - log_m).sum(-1), unmasked(q, -p.prob * share)
 
-    return Divergence(f"skewed_kl(alpha={alpha!r})", row_terms)
+    return Divergence(f"skewed_kl(alpha={alpha!r})", terms)
 
 
 def skewed_reverse_kl(alpha: float) -> Divergence:
     """KL(q || m) with m = (1-alpha) p + alpha q, 0 < alpha < 1; a = q (log(q/m) - alpha q / m)."""
     log_alpha, log_rest = math.log(alpha), math.log1p(-alpha)
 
-    def row_terms(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        q = log_q.exp()
-        log_m = torch.logaddexp(log_p + log_rest, log_q + log_alpha)
-        share = (log_q + log_alpha - log_m).exp()
-        value = weighted(q, log_q - log_m)
-        return value.sum(-1), value - weighted(q, share)
+    def terms(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor]:
+        log_m = torch.logaddexp(p.log + log_rest, q.log + log_alpha)
+        share = (q.log + log_alpha - log_m).exp()
+        value = weighted(q.prob, q.log - log_m)
+        return value.sum(-1), value - weighted(q.prob, share)
 
-    return Divergence(f"skewed_reverse_kl(alpha={alpha!r})", row_terms)
+    return Divergence(f"skewed_reverse_kl(alpha={alpha!r})", terms)
