@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillhouse.divergence.fused import add_product, fused_objective
+from stillhouse.divergence.fused import add_product, fused_objective, product_buffer
 from stillhouse.divergence.objective import ObjectiveTerms
 from stillhouse.divergence.rows import compiler_available
 from stillhouse.randomness import torch_generator
@@ -68,6 +68,7 @@ def floor(problem: Problem, chunk: int) -> Callable[[], None]:
     student_logits = problem.student.hidden.new_empty(chunk, vocab)
     teacher_logits = torch.empty_like(student_logits)
     hidden_gradient = torch.empty_like(problem.student.hidden)
+    product = product_buffer(problem.weight_gradient, problem.student.weight.dtype)
 
     @torch.no_grad()
     def run() -> None:
@@ -77,7 +78,7 @@ def floor(problem: Problem, chunk: int) -> Callable[[], None]:
             torch.mm(student, problem.student.weight.t(), out=student_logits[: len(student)])
             torch.mm(teacher, problem.teacher.weight.t(), out=teacher_logits[: len(student)])
             torch.mm(student_logits[: len(student)], problem.student.weight, out=hidden_gradient[part])
-            add_product(problem.weight_gradient, student_logits[: len(student)], student)
+            add_product(problem.weight_gradient, student_logits[: len(student)], student, product)
 
     return run
 
