@@ -100,7 +100,7 @@ def result_table(result: dict[str, Any]) -> Table:
     """NLL by domain of teacher, student before and student after."""
     evaluation = {name: e for name, e in result["evaluation"].items() if e is not None}
     table = Table(title="held-out NLL, nats/token on content")
-    table.add_column("domain")
+    table.add_column("domain", no_wrap=True)
     for name in evaluation:
         table.add_column(name.replace("_", " "), justify="right")
     for domain in result["evaluation"]["student_after"]["domains"]:
@@ -131,7 +131,7 @@ def evaluate_model_on(model: str, data: str, options: EvaluateOptions, output: P
     evaluation = measured.evaluation.to_json()
     table = Table(title=f"{model} on {data}")
     for name in ("domain", "NLL", "perplexity", "bits/byte", "end of turn", "tokens", "documents"):
-        table.add_column(name, justify="left" if name == "domain" else "right")
+        table.add_column(name, justify="left" if name == "domain" else "right", no_wrap=name == "domain")
     for name, d in evaluation["domains"].items():
         numbers = (d["nll"], d["perplexity"], d["bits_per_byte"], d["end_of_turn_nll"])
         table.add_row(name, *map(_number, numbers), str(d["content_tokens"]), str(d["documents"]))

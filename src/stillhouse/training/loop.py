@@ -7,6 +7,7 @@ the teacher what they are compared with, the objective how.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
@@ -27,6 +28,8 @@ from stillhouse.training.interrupt import Interrupt
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.progress import Progress
 from stillhouse.training.step import StepOutcome, TrainStep, cosine_learning_rate
+
+_SPEED_WINDOW = 20
 
 
 class StepPlan(Protocol):
@@ -76,6 +79,7 @@ class StageLoop:
     seed: int
     pad_id: int
     state: LoopState = field(default_factory=LoopState)
+    _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_SPEED_WINDOW))
 
     def train(self) -> LoopState:
         """Train to the end, to early stopping, or to a signal; ``stopped_because`` says which.
@@ -106,7 +110,7 @@ class StageLoop:
         return self.state
 
     def _one_step(self) -> tuple[StepOutcome, float]:
-        step = self.state.step
+        step, started = self.state.step, time.monotonic()
         indices = np.asarray(self.plan.documents(step), dtype=np.int64)
         targets = int(self.documents.num_targets[indices].sum())
         micro_batches = self._share(indices)
@@ -121,8 +125,10 @@ class StageLoop:
             kept = f"the checkpoint of step {good[-1]} is kept" if good else "no checkpoint was written yet"
             raise TrainingError(f"step {step + 1}: {error}; {kept}") from error
         self.state.step += 1
-        self.state.tokens += int(self.documents.lengths[indices].sum())
+        tokens = int(self.documents.lengths[indices].sum())
+        self.state.tokens += tokens
         self.state.targets += targets
+        self._recent.append((tokens, time.monotonic() - started))
         return outcome, learning_rate
 
     def _share(self, indices: Int64Array) -> list[Batch]:
@@ -148,12 +154,16 @@ class StageLoop:
             **outcome.as_metrics(),
             "targets": state.targets,
             "lr": learning_rate,
-            "tokens_per_second": state.tokens / state.seconds,
+            "tokens_per_second": self._speed(),
             "seconds": state.seconds,
         }
         if self.metrics is not None:
             self.metrics.write("step", state.step, values)
-        self.progress.step(state.step, self.num_steps, outcome, state.tokens / state.seconds)
+        self.progress.step(state.step, self.num_steps, outcome, self._speed())
+
+    def _speed(self) -> float:
+        """Tokens per second over the last steps of this process, evaluations left out."""
+        return sum(tokens for tokens, _ in self._recent) / sum(seconds for _, seconds in self._recent)
 
     def _evaluate(self) -> bool:
         report = self.evaluate()

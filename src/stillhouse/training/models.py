@@ -97,9 +97,11 @@ def student_source(recipe: Recipe) -> ModelConfig:
     """The model that the student starts from or is pruned from."""
     if isinstance(recipe.student, PretrainedStudent):
         return recipe.student
-    source = recipe.student.source or recipe.teacher
-    assert source is not None, "the recipe's validation asks for one"
-    return ModelConfig(**{name: getattr(source, name) for name in ModelConfig.model_fields})
+    if recipe.student.source is not None:
+        return recipe.student.source
+    assert recipe.teacher is not None, "the recipe's validation asks for one"
+    # A student is cut from whole weights, however the teacher itself is held.
+    return recipe.teacher.model_copy(update={"quantization": "none"})
 
 
 def parameters_of(config: ModelConfig, base_dir: Path) -> int:
