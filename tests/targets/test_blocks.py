@@ -46,7 +46,7 @@ def test_equals_whole_rows(seed: int, n: int, vocab: int, k: int, capped: bool, 
     ids = largest(logits, sums.maxima, k)
     torch.testing.assert_close(z.gather(1, ids), z.topk(min(k, vocab)).values)
     assert all(len(set(row)) == len(row) for row in ids.tolist())
-    u = torch.rand(n, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    u = torch.rand(n, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sort(1).values
     drawn = inverse_cdf(logits, sums, u)
     edges = torch.cat([torch.zeros(n, 1, dtype=p.dtype), p.cumsum(1)], dim=1)
     assert (edges.gather(1, drawn) <= u + 1e-9).all()
@@ -85,3 +85,17 @@ def test_low_precision_logits_are_summed_in_float32(dtype: torch.dtype) -> None:
     sums = block_sums(logits, 1.0)
     assert sums.log_total.dtype == torch.float32
     torch.testing.assert_close(sums.log_total, logits.raw[:, :200].float().logsumexp(-1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_compiled_equals_eager(softcap: float | None) -> None:
+    g = torch.Generator().manual_seed(2)
+    head = Projection(
+        torch.randn(70, 4, generator=g), torch.randn(200, 4, generator=g), torch.randn(200, generator=g), 1.3, softcap
+    )
+    logits = ChunkLogits.of(head, 200)
+    for factor in (1.0, 0.5):
+        eager, fast = (block_sums(logits, factor, compiled=compiled) for compiled in (False, True))
+        for name in ("maxima", "masses", "log_total", "entropy"):
+            torch.testing.assert_close(getattr(fast, name), getattr(eager, name), msg=name)

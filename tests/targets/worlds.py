@@ -73,7 +73,7 @@ def identity(codec: Codec | None = None, **changes: object) -> CacheIdentity:
 
 
 def settings(**changes: object) -> CaptureSettings:
-    return CaptureSettings(**{"micro_batch_tokens": 64, "chunk": 16, **changes})  # type: ignore[arg-type]
+    return CaptureSettings(**{"micro_batch_tokens": 64, "chunk": 16, "compiled": False, **changes})  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":  # a capture for other processes to start: FOLDER DOCUMENTS DELAY

@@ -9,17 +9,21 @@ one pass over 49,152 numbers and then k or N times 64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
-from stillhouse.divergence.rows import LogitTransform
+from stillhouse.divergence.rows import LogitTransform, _compiler_or_warning
 from stillhouse.teachers.protocol import Projection
 
 BLOCK = 64
-CPU_TILE_ROWS = 16
-"""On CPU a tile's temporaries should stay in the cache (16 rows of 49,152 float32 are 3 MiB)."""
+EAGER_TILE_ROWS = 8
+"""On CPU uncompiled temporaries should stay in the cache (8 rows of 49,152 float32 are 1.5 MiB)."""
+
+COMPILED_TILE_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,8 @@ class ChunkLogits:
         bias = None if self.bias is None else self.bias[ids]
         return _final(self.raw.gather(1, ids), bias, self.transform)
 
-    def blocks_at(self, blocks: Tensor) -> Tensor:
-        """Return the final logits [n, b, 64] of the blocks numbered ``blocks`` int64 [n, b]."""
-        rows = torch.arange(len(self), device=blocks.device)[:, None]
+    def blocks_at(self, rows: Tensor, blocks: Tensor) -> Tensor:
+        """Return the final logits [.., 64] of the blocks numbered ``blocks`` int64 of the rows ``rows``."""
         raw = self.raw.view(len(self), -1, BLOCK)[rows, blocks]
         bias = None if self.bias is None else self.bias.view(-1, BLOCK)[blocks]
         return _final(raw, bias, self.transform)
@@ -68,14 +71,13 @@ class ChunkLogits:
 class BlockSums:
     """One pass over the logits times ``factor`` (1/T, or tau/T).
 
-    maxima [n, blocks] of the scaled logits; sums [n, blocks] of exp(scaled - top); top [n], the
-    largest; log_total [n], their logsumexp; entropy [n] of the softmax, in nats.
+    maxima [n, blocks] of the scaled logits; masses [n, blocks], the sum of exp(scaled - top) where
+    top is the row's largest; log_total [n], the logsumexp; entropy [n] of the softmax, in nats.
     """
 
     factor: float
     maxima: Tensor
-    sums: Tensor
-    top: Tensor
+    masses: Tensor
     log_total: Tensor
     entropy: Tensor
 
@@ -86,33 +88,49 @@ def _final(raw: Tensor, bias: Tensor | None, transform: LogitTransform) -> Tenso
     return z if transform.softcap is None else torch.where(torch.isneginf(raw), -torch.inf, z)
 
 
-def _tile_sums(raw: Tensor, bias: Tensor | None, transform: LogitTransform, factor: float) -> tuple[Tensor, ...]:
-    z = _final(raw, bias, transform)
-    if factor != 1.0:
-        z = z * factor
-    blocks = z.view(len(z), -1, BLOCK)
+def _tile_sums(
+    transform: LogitTransform, raw: Tensor, bias: Tensor | None, factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, per block, the largest scaled logit m, the sum of e = exp(scaled - m), and that of e * scaled.
+
+    Each block has its own m, so that one visit to its 64 logits does everything.
+    """
+    z = _final(raw, bias, transform) * factor
+    blocks = z.view(z.shape[0], -1, BLOCK)
     maxima = blocks.amax(-1)
-    top = maxima.amax(-1)
-    exponentials = (blocks - top[:, None, None]).exp_()
-    sums = exponentials.sum(-1)
-    total = sums.sum(-1)
-    # bmm is the fastest row-wise dot product there is on CPU.
-    dot = torch.bmm(exponentials.view(len(z), 1, -1), z.view(len(z), -1, 1)).view(-1)
-    masked = ~torch.isfinite(dot)  # 0 * -inf of masked ids
-    if bool(masked.any()):
-        dot[masked] = torch.where(exponentials[masked] > 0, exponentials[masked] * blocks[masked], 0.0).sum((-1, -2))
-    log_total = top + total.log()
-    return maxima, sums, top, log_total, log_total - dot / total
+    finite = torch.where(maxima == -torch.inf, 0.0, maxima)
+    exponentials = (blocks - finite[..., None]).exp()
+    products = torch.where(blocks == -torch.inf, 0.0, exponentials * blocks)
+    return maxima, exponentials.sum(-1), products.sum(-1)
 
 
-def block_sums(chunk: ChunkLogits, factor: float) -> BlockSums:
+@cache
+def _tile_function(transform: LogitTransform, compiled: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    bound = partial(_tile_sums, transform)
+    return torch.compile(bound, dynamic=False, fullgraph=True) if compiled else bound
+
+
+def block_sums(chunk: ChunkLogits, factor: float, *, compiled: bool = False) -> BlockSums:
     """Make the one pass, in float32 (float64 for float64 logits)."""
-    rows = CPU_TILE_ROWS if chunk.raw.device.type == "cpu" else max(1, len(chunk))
-    tiles = [
-        _tile_sums(chunk.raw[row : row + rows], chunk.bias, chunk.transform, factor)
-        for row in range(0, len(chunk), rows)
-    ]
-    return BlockSums(factor, *(torch.cat(parts) for parts in zip(*tiles, strict=True)))
+    device = chunk.raw.device
+    use_compiler = compiled and _compiler_or_warning(device.type)
+    function = _tile_function(chunk.transform, use_compiler)
+    size = (COMPILED_TILE_ROWS if use_compiler else EAGER_TILE_ROWS) if device.type == "cpu" else max(1, len(chunk))
+    dtype = torch.float64 if chunk.raw.dtype == torch.float64 else torch.float32
+    scale = torch.tensor(factor, dtype=dtype, device=device)
+    tiles = []
+    for row in range(0, len(chunk), size):
+        raw = chunk.raw[row : row + size]
+        if use_compiler and len(raw) < size:  # one shape, one compilation
+            raw = nn.functional.pad(raw, (0, 0, 0, size - len(raw)))
+        tiles.append(function(raw, chunk.bias, scale))
+    maxima, sums, products = (torch.cat(parts)[: len(chunk)] for parts in zip(*tiles, strict=True))
+    top = maxima.amax(-1, keepdim=True)
+    shares = (maxima - top).exp()
+    masses = sums * shares
+    total = masses.sum(-1)
+    log_total = top.squeeze(-1) + total.log()
+    return BlockSums(factor, maxima, masses, log_total, log_total - (products * shares).sum(-1) / total)
 
 
 def largest(chunk: ChunkLogits, maxima: Tensor, k: int) -> Tensor:
@@ -123,7 +141,7 @@ def largest(chunk: ChunkLogits, maxima: Tensor, k: int) -> Tensor:
     """
     k = min(k, chunk.vocab_size)
     blocks = maxima.topk(min(k, maxima.shape[1]), dim=1).indices
-    candidates = chunk.blocks_at(blocks)
+    candidates = chunk.blocks_at(torch.arange(len(chunk), device=blocks.device)[:, None], blocks)
     ids = blocks[:, :, None] * BLOCK + torch.arange(BLOCK, device=blocks.device)
     # Padding columns must lose against real ids at -inf.
     candidates = torch.where(ids < chunk.vocab_size, candidates.nan_to_num(neginf=-3e38), -torch.inf)
@@ -134,26 +152,37 @@ def largest(chunk: ChunkLogits, maxima: Tensor, k: int) -> Tensor:
 def inverse_cdf(chunk: ChunkLogits, sums: BlockSums, uniforms: Tensor) -> Tensor:
     """Return the ids int64 [n, N] at which the distribution function passes ``uniforms`` float64 [n, N].
 
-    The distribution is softmax(factor * logits) in the order of the ids. Sorted uniforms in [0, 1)
-    give sorted ids. An id without mass is never returned.
+    The distribution is softmax(factor * logits) in the order of the ids. Uniforms lie in [0, 1) and
+    ascend in each row, and so do the ids. An id without mass is never returned.
     """
-    running = sums.sums.double().cumsum(1)
+    running = sums.masses.double().cumsum(1)
     goal = uniforms * running[:, -1:]
-    block = _passed(running, goal)
-    before = (running - sums.sums.double()).gather(1, block)
-    scaled = chunk.blocks_at(block)
-    scaled = scaled * sums.factor if sums.factor != 1.0 else scaled
-    inside = (scaled - sums.top[:, None, None]).exp_().cumsum(-1)
-    rest = (goal - before).to(inside.dtype)[:, :, None]
-    # Rounding may leave the goal at the block's very end: then its last id with mass is meant.
-    place = torch.minimum((inside <= rest).sum(-1), (inside < inside[:, :, -1:]).sum(-1))
-    return block * BLOCK + place
-
-
-def _passed(running: Tensor, goal: Tensor) -> Tensor:
-    """Return the first column at which ``running`` [n, b] exceeds ``goal`` [n, N], never one without mass."""
     last = (running < running[:, -1:]).sum(1, keepdim=True)
-    return torch.minimum(torch.searchsorted(running, goal, right=True), last)
+    block = torch.minimum(torch.searchsorted(running, goal, right=True), last)
+    mass = sums.masses.gather(1, block).double()
+    inside = (goal - running.gather(1, block) + mass) / mass
+    return block * BLOCK + _places(chunk, sums.factor, block, inside)
+
+
+def _places(chunk: ChunkLogits, factor: float, block: Tensor, inside: Tensor) -> Tensor:
+    """Return the place in its block [n, N] of each draw, which lies at the share ``inside`` of the block's mass.
+
+    Draws of one block stand together, so each block is looked at once: all these blocks' running
+    shares, the i-th raised by 2i, make one ascending sequence to search in.
+    """
+    is_first = torch.ones_like(block, dtype=torch.bool)
+    is_first[:, 1:] = block[:, 1:] != block[:, :-1]
+    rows, columns = is_first.nonzero(as_tuple=True)
+    scaled = chunk.blocks_at(rows, block[rows, columns]) * factor
+    running = scaled.softmax(-1).double().cumsum(-1)  # [M, 64]
+    ends = running[:, -1:]
+    number = is_first.flatten().cumsum(0) - 1
+    raised = running / ends + 2.0 * torch.arange(len(rows), device=block.device, dtype=running.dtype)[:, None]
+    goal = inside.flatten().clamp(0, 1) + 2.0 * number
+    place = torch.searchsorted(raised.flatten(), goal, right=True) - BLOCK * number
+    # Rounding may put the goal at the block's very end: then its last id with mass is meant.
+    last = (running < ends).sum(-1)
+    return torch.minimum(place, last[number]).view_as(block)
 
 
 def part(projection: Projection, start: int, stop: int) -> Projection:

@@ -45,6 +45,8 @@ class CaptureSettings:
     pad_id: int = 0
     chunk: int = 512
     """Target tokens whose logits exist at one time."""
+    compiled: bool = True
+    """Compile the pass over the logits (needs a C++ compiler on CPU)."""
     device: str = "cpu"
     """Where the teacher is."""
     shard_bytes: int = 64 << 20
@@ -212,22 +214,26 @@ def encode(
     on_device = batch.to(settings.device)
     with torch.no_grad():
         projection = teacher.targets(on_device).projection
-        chosen = _select(projection, on_device.labels, uniforms, identity, settings.chunk)
+        chosen = _select(projection, on_device.labels, uniforms, identity, settings)
     buffer, offsets = identity.codec.pack(chosen, counts, identity.vocab_size)
     for uid, count, start, stop in zip(uids, counts.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         yield DocumentRecord(uid, count, buffer[start:stop].tobytes())
 
 
 def _select(
-    projection: Projection, labels: Tensor, uniforms: Tensor | None, identity: CacheIdentity, chunk: int
+    projection: Projection, labels: Tensor, uniforms: Tensor | None, identity: CacheIdentity, settings: CaptureSettings
 ) -> Selection:
     """Go through the N targets chunk by chunk."""
+    chunk = settings.chunk
     parts = []
     for start in range(0, len(labels), chunk):
         stop = min(start + chunk, len(labels))
         logits = ChunkLogits.of(part(projection, start, stop), identity.vocab_size)
         drawn = None if uniforms is None else uniforms[start:stop].to(labels.device)
-        parts.append(identity.codec.select(logits, labels[start:stop], identity.temperature, drawn))
+        chosen = identity.codec.select(
+            logits, labels[start:stop], identity.temperature, drawn, compiled=settings.compiled
+        )
+        parts.append(chosen)
     return Selection.joined(parts)
 
 

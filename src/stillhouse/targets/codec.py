@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -76,12 +77,17 @@ class Codec(ABC):
         """Random numbers that ``select`` needs for each target."""
         return 0
 
+    @property
+    def source_power(self) -> float:
+        """Draws come from p to this power."""
+        return 1.0
+
     @abstractmethod
     def typical_bits(self, vocab_size: int) -> float:
         """Bits per target, statistics included: exact for top-k, what chat data takes for sampled."""
 
     @abstractmethod
-    def _choose(self, chunk: ChunkLogits, sums: BlockSums, uniforms: Tensor | None) -> Selection: ...
+    def _choose(self, chunk: ChunkLogits, sums: BlockSums, source: BlockSums, uniforms: Tensor | None) -> Selection: ...
 
     @abstractmethod
     def _write(self, writer: PlaneWriter, chosen: Selection, targets: IntArray, vocab_size: int) -> None: ...
@@ -94,15 +100,25 @@ class Codec(ABC):
         """Return the configuration as JSON; ``codec_from`` reads it."""
         return {"type": self.name, **asdict(self)}
 
-    def select(self, chunk: ChunkLogits, labels: Tensor, temperature: float, uniforms: Tensor | None) -> Selection:
+    def select(
+        self,
+        chunk: ChunkLogits,
+        labels: Tensor,
+        temperature: float,
+        uniforms: Tensor | None,
+        *,
+        compiled: bool = False,
+    ) -> Selection:
         """Keep what this codec keeps of n rows of logits; labels int64 [n].
 
         uniforms float64 [n, uniforms_per_target] in [0, 1), on the logits' device, or None where
         the codec draws nothing.
         """
-        plain = block_sums(chunk, 1.0) if self.statistics or temperature == 1.0 else None
-        warm = plain if plain is not None and temperature == 1.0 else block_sums(chunk, 1.0 / temperature)
-        chosen = self._choose(chunk, warm, uniforms)
+        sums = partial(block_sums, chunk, compiled=compiled)
+        plain = sums(1.0) if self.statistics or temperature == 1.0 else None
+        warm = plain if plain is not None and temperature == 1.0 else sums(1.0 / temperature)
+        source = sums(self.source_power / temperature) if self.source_power != 1.0 else warm
+        chosen = self._choose(chunk, warm, source, uniforms)
         if not self.statistics:
             return chosen
         assert plain is not None
@@ -173,7 +189,8 @@ class TopK(Codec):
         values = kept + self._has_tail(vocab_size)
         return kept * bits_for(vocab_size - 1) + values * self.value_bits + 2 * FLOAT16_BITS * self.statistics
 
-    def _choose(self, chunk: ChunkLogits, sums: BlockSums, uniforms: Tensor | None) -> Selection:
+    def _choose(self, chunk: ChunkLogits, sums: BlockSums, source: BlockSums, uniforms: Tensor | None) -> Selection:
+        assert source is sums
         assert uniforms is None
         ids = largest(chunk, sums.maxima, self.k)
         log_p = chunk.at(ids) * sums.factor - sums.log_total[:, None]
@@ -249,10 +266,13 @@ class Sampled(Codec):
         per_target = bits_for(self.draws) + 2 * FLOAT16_BITS * self.statistics
         return per_target + listed * (bits_for(vocab_size - 1) + value)
 
-    def _choose(self, chunk: ChunkLogits, sums: BlockSums, uniforms: Tensor | None) -> Selection:
+    @property
+    def source_power(self) -> float:
+        return self.tau
+
+    def _choose(self, chunk: ChunkLogits, sums: BlockSums, source: BlockSums, uniforms: Tensor | None) -> Selection:
         assert uniforms is not None
         n = len(chunk)
-        source = sums if self.tau == 1 else block_sums(chunk, sums.factor * self.tau)
         drawn = inverse_cdf(chunk, source, self._quantiles(uniforms))
         is_first = torch.ones_like(drawn, dtype=torch.bool)
         is_first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
