@@ -9,6 +9,9 @@ fourth. Backward only hands the gradients on.
 Precision: matmuls run in the dtype of their inputs, so bfloat16 inputs give logits rounded to
 bfloat16 (relative error 2^-9), as the model's own forward does. Everything between the matmuls
 is float32, and the head's gradient is summed over chunks in float32. float64 stays float64.
+Measured against float64 at V = 49152, H = 576 with logits of standard deviation 4: bfloat16 moves a
+token's CE by 0.013 nats on average (either way; their mean by 0.002) and both gradients by 1.3 %
+of their norm; float32 by 1e-6 and 6e-7.
 """
 
 from __future__ import annotations
