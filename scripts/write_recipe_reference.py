@@ -22,7 +22,12 @@ def reference() -> str:
     """Return the page: one table a class, in the order of the source."""
     sections = [HEAD]
     for name, cls in vars(recipe).items():
-        if isinstance(cls, type) and issubclass(cls, BaseModel) and cls.__module__ == recipe.__name__ and cls.model_fields:
+        if (
+            isinstance(cls, type)
+            and issubclass(cls, BaseModel)
+            and cls.__module__ == recipe.__name__
+            and cls.model_fields
+        ):
             sections.append(_section(name, cls))
     return "\n".join(sections)
 

@@ -155,9 +155,9 @@ def _real_path(loc: Iterable[str | int], data: Any) -> tuple[list[str | int], An
     node = data
     parts = list(loc)
     for i, part in enumerate(parts):
-        if isinstance(node, Mapping) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+        if (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, list) and isinstance(part, int) and part < len(node)
+        ):
             node = node[part]
         elif i < len(parts) - 1 or (isinstance(node, Mapping) and part == node.get("type")):
             continue

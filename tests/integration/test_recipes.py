@@ -38,7 +38,9 @@ def shortened(path: Path, tmp_path: Path) -> list[str]:
     if path.stem == "text_kd":
         source = tmp_path / "corpus.jsonl"
         rows = [json.loads(line) for line in ROWS.read_text().splitlines()[:200]]
-        source.write_text("".join(json.dumps({"text": r["messages"][1]["content"] * 4, "domain": r["domain"]}) + "\n" for r in rows))
+        source.write_text(
+            "".join(json.dumps({"text": r["messages"][1]["content"] * 4, "domain": r["domain"]}) + "\n" for r in rows)
+        )
     overrides = [*SHORT, f"data.train=[{{path: {source}, limit: 200}}]", f"output.dir={tmp_path / 'run'}"]
     if "depth:" in text:
         overrides += ["student.depth={layers: 6, method: even}", "student.calibration_documents=2"]
