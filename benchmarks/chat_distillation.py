@@ -37,10 +37,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/chat_distillation"), help="folder of the runs")
     parser.add_argument("--data", type=Path, default=SHARED_DATA / "chat", help="folder DOMAIN/{train,test}.jsonl")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 64], help="training rows of each domain")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 32], help="training rows of each domain")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--teacher-rows", type=int, default=128, help="rows of each domain that tune the teacher")
-    parser.add_argument("--test-rows", type=int, default=25, help="held-out rows of each domain")
+    parser.add_argument("--test-rows", type=int, default=40, help="held-out rows of each domain")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--jobs", type=int, default=2, help="runs at one time, one thread each if more than one")
@@ -160,7 +160,7 @@ def summarise(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -
         return found
 
     some = results[f"kd-plain-{options.sizes[0]}-{options.seeds[0]}"]
-    tuned = results["teacher"]["evaluation"]["student_after"]
+    tuned = results[f"kd-tuned-{options.sizes[0]}-{options.seeds[0]}"]["evaluation"]["teacher"]
     plain, before = some["evaluation"]["teacher"], some["evaluation"]["student_before"]
     print(
         "\n| rows | SFT | KD, teacher as it is | KD, tuned teacher | KD tuned - SFT (95 %) |\n| ---: | ---: | ---: | ---: | ---: |"
