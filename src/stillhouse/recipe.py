@@ -36,7 +36,49 @@ class ModelConfig(Config):
     """Run Python code that comes with the model. Off unless you have read that code."""
 
 
+class TopKCodec(Config):
+    """The k most probable ids, renormalised: small and biased; forward KL only."""
+
+    type: Literal["topk"]
+    k: int = Field(default=12, ge=1)
+    value_bits: int = Field(default=8, ge=4, le=16)
+
+
+class TopKGhostCodec(Config):
+    """The k most probable ids and the mass of all others as one bucket: any divergence."""
+
+    type: Literal["topk_ghost"]
+    k: int = Field(default=12, ge=1)
+    value_bits: int = Field(default=8, ge=4, le=16)
+
+
+class SampledCodec(Config):
+    """Random-sampling KD (Anshumann 2025, arXiv 2503.16870): unbiased; forward KL only."""
+
+    type: Literal["sampled"] = "sampled"
+    draws: int = Field(default=50, ge=1, le=65535)
+    tau: PositiveFloat = 1.0
+    """Draw ids in proportion to p to this power; weights are corrected."""
+    method: Literal["systematic", "independent"] = "systematic"
+    """`independent` draws are the paper's; `systematic` ones are as unbiased and have less variance."""
+
+
+CodecConfig = Annotated[TopKCodec | TopKGhostCodec | SampledCodec, Field(discriminator="type")]
+
+
+class CacheConfig(Config):
+    dir: str
+    """Folder of the cache; recipes of one teacher, tokenizer, codec and temperature share it."""
+    codec: CodecConfig = SampledCodec()
+    temperature: PositiveFloat = 1.0
+    """Fixed at capture: the objective's temperature must be the same."""
+
+
 class TeacherConfig(ModelConfig):
+    source: Literal["live", "cache"] = "live"
+    """`live`: the model runs beside the student. `cache`: `stillhouse capture` scored the data once, and
+    training reads the targets from `cache.dir`."""
+    cache: CacheConfig | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` follows the stage's precision."""
     placement: Literal["whole", "sharded", "offload"] = "whole"
@@ -376,6 +418,31 @@ class Recipe(Config):
             if isinstance(self.student, PrunedStudent) and self.student.source is None:
                 raise ValueError(
                     "student.type=pruned prunes the teacher, and there is none; add `teacher` or `student.source`"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_serve_the_objective(self) -> Recipe:
+        """What sparse targets allow: methods of section 4, "which divergence is legal on which targets"."""
+        if self.teacher is None:
+            return self
+        cache = self.teacher.cache
+        if (self.teacher.source == "cache") != (cache is not None):
+            raise ValueError("teacher.source=cache and teacher.cache belong together; give both or neither")
+        for i, stage in enumerate(self.stages):
+            objective = stage.objective
+            if cache is None or not isinstance(objective, KDObjective):
+                continue
+            field = f"stages.{i}.objective"
+            if cache.codec.type != "topk_ghost" and not isinstance(objective.divergence, ForwardKL):
+                raise ValueError(
+                    f"{field}.divergence.type={objective.divergence.type} cannot be used with "
+                    f"teacher.cache.codec.type={cache.codec.type}, which serves forward_kl only; use topk_ghost"
+                )
+            if objective.temperature != cache.temperature:
+                raise ValueError(
+                    f"{field}.temperature={objective.temperature} differs from teacher.cache.temperature="
+                    f"{cache.temperature}, at which the targets are captured; make them equal"
                 )
         return self
 

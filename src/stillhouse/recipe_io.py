@@ -155,10 +155,9 @@ def _real_path(loc: Iterable[str | int], data: Any) -> tuple[list[str | int], An
     node = data
     parts = list(loc)
     for i, part in enumerate(parts):
-        if (isinstance(node, Mapping) and part in node) or (
-            isinstance(node, list) and isinstance(part, int) and part < len(node)
-        ):
-            node = node[part]
+        children: Any = dict(enumerate(node)) if isinstance(node, list) else node
+        if isinstance(children, Mapping) and part in children:
+            node = children[part]
         elif i < len(parts) - 1 or (isinstance(node, Mapping) and part == node.get("type")):
             continue
         path.append(part)
@@ -180,6 +179,7 @@ def _tags(field: str) -> str:
         "objective": recipe_module.ObjectiveConfig,
         "divergence": recipe_module.DivergenceConfig,
         "mixing": recipe_module.MixingConfig,
+        "codec": recipe_module.CodecConfig,
     }
     union = unions.get(field.rsplit(".", 1)[-1])
     if union is None:

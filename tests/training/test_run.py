@@ -175,8 +175,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
 ) -> None:
     original = TrainStep._forward_backward
 
-    def poisoned(self: TrainStep, batch: Any, normaliser: int) -> Any:
-        output = original(self, batch, normaliser)
+    def poisoned(self: TrainStep, *arguments: Any) -> Any:
+        output = original(self, *arguments)
         if len(list(run.glob("checkpoints/main/step-*"))) > 0:
             output.ce[0] = float("nan")
         return output

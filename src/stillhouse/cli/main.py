@@ -74,6 +74,49 @@ def train(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite 
 
 
 @app.command()
+def capture(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Score the training data with the teacher once, into the recipe's cache; only what is missing.
+
+    A capture that was killed goes on where it was.
+    """
+    from stillhouse.cli.cache import capture_targets
+
+    capture_targets(recipe, overrides or [])
+
+
+cache_app = typer.Typer(help="Look after a cache of teacher targets.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+CacheFolder = Annotated[Path, typer.Argument(help="Folder of the cache.", show_default=False)]
+
+
+@cache_app.command("info")
+def cache_info(folder: CacheFolder) -> None:
+    """Print what a cache is of, how much is in it, and its size, as JSON."""
+    from stillhouse.cli.cache import print_info
+
+    print_info(folder)
+
+
+@cache_app.command("verify")
+def cache_verify(folder: CacheFolder) -> None:
+    """Read every shard and compare checksums; exit code 2 when one is damaged."""
+    from stillhouse.cli.cache import verify_cache
+
+    verify_cache(folder)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    folder: CacheFolder,
+    recipe: Annotated[Path | None, typer.Option(help="Keep only the training documents of this recipe.")] = None,
+) -> None:
+    """Remove damaged shards, leftovers of killed captures, and documents that a recipe does not use."""
+    from stillhouse.cli.cache import prune_cache
+
+    prune_cache(folder, recipe)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, hub name, GGUF file or package:NAME.")],
     data: Annotated[str, typer.Argument(help="JSONL or Parquet file, folder of them, or hf://org/dataset.")],

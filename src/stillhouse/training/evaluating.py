@@ -26,6 +26,7 @@ from stillhouse.models.tokenizers import tokenizer_hash, vocabulary_size
 from stillhouse.recipe import DataConfig, GenerationConfig, ModelConfig, Recipe, SourceConfig, TeacherConfig
 from stillhouse.run_directory import RunDirectory, read_json, write_json_atomic
 from stillhouse.teachers.live import LiveTeacher
+from stillhouse.training.cached import teacher_dtype
 from stillhouse.training.distributed import World
 from stillhouse.training.models import Student
 from stillhouse.training.precision import resolve_dtype
@@ -95,7 +96,7 @@ class Evaluator:
         return measured
 
     def _measure_teacher(self, config: TeacherConfig) -> Measured:
-        dtype = self._dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+        dtype = teacher_dtype(self._recipe, config, self._world.device)
         model = load_model(config, dtype=dtype, base_dir=self._base)
         tokenizer = load_tokenizer(config, base_dir=self._base)
         key = self._key(model_fingerprint(model), str(self._student.vocab_size))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from stillhouse.divergence.accumulate import add_converted
 from stillhouse.training.distributed import World
 
 
@@ -66,7 +67,7 @@ class MasterWeights:
         master = self._by_parameter[id(parameter)]
         assert master.grad is not None
         assert parameter.grad is not None
-        master.grad.add_(parameter.grad)
+        add_converted(master.grad, parameter.grad)
         parameter.grad = None
 
     def named(self) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stillhouse.data.batch import Batch
 from stillhouse.data.dataset import Dataset
+from stillhouse.data.document import DocumentSet
 from stillhouse.data.formatting import chat_format_for
 from stillhouse.divergence.objective import ObjectiveTerms
 from stillhouse.evaluation.held_out import stop_ids
@@ -26,8 +27,10 @@ from stillhouse.models.save import save_model
 from stillhouse.recipe import KDObjective, Recipe, SFTObjective, StageConfig
 from stillhouse.rollout.mode import evaluating
 from stillhouse.run_directory import RunDirectory
+from stillhouse.targets.cached_teacher import CachedTeacher
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.protocol import Teacher
+from stillhouse.training.cached import cached_teacher, teacher_dtype, uses_cache
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.distributed import World
 from stillhouse.training.loop import Cadence, LoopState, StageLoop
@@ -98,7 +101,7 @@ def build_stage(
     train_step = TrainStep(
         module,
         weights,
-        teacher=_teacher(recipe, stage, base_dir, student, dtype, world),
+        teacher=_teacher(recipe, stage, base_dir, student, documents, world),
         terms=ObjectiveTerms.from_config(stage.objective, student.vocab_size),
         config=optimisation,
         domains=documents.domains,
@@ -145,15 +148,16 @@ def _student_module(student: Student, stage: StageConfig, world: World) -> Disti
 
 
 def _teacher(
-    recipe: Recipe, stage: StageConfig, base_dir: Path, student: Student, dtype: torch.dtype, world: World
-) -> Teacher | None:
-    """The live teacher of a KD stage; SFT does not pay for one."""
+    recipe: Recipe, stage: StageConfig, base_dir: Path, student: Student, documents: DocumentSet, world: World
+) -> Teacher | CachedTeacher | None:
+    """The teacher of a KD stage, in memory or from its cache; SFT does not pay for one."""
     if not isinstance(stage.objective, KDObjective):
         return None
     config = recipe.teacher
     assert config is not None, "the recipe's validation asks for one"
-    own = dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    model = load_model(config, dtype=own, base_dir=base_dir)
+    if uses_cache(recipe):
+        return cached_teacher(recipe, documents, student.vocab_size, base_dir)
+    model = load_model(config, dtype=teacher_dtype(recipe, config, world.device), base_dir=base_dir)
     verify_head(model)
     if config.quantization == "none":  # 4-bit weights were loaded into their place
         model = place_model(model, config.placement, world.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from stillhouse.data.batch import Batch
 from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms
 from stillhouse.errors import TrainingError
 from stillhouse.recipe import OptimisationConfig
-from stillhouse.teachers.protocol import Teacher
+from stillhouse.targets.cached_teacher import CachedTeacher
+from stillhouse.targets.sparse import SparseTargets
+from stillhouse.teachers.protocol import Projection, Teacher
 from stillhouse.training.distributed import World
 from stillhouse.training.precision import Weights
 from stillhouse.training.student import DistillationModule
@@ -61,7 +63,7 @@ class TrainStep:
         module: DistillationModule,
         weights: Weights,
         *,
-        teacher: Teacher | None,
+        teacher: Teacher | CachedTeacher | None,
         terms: ObjectiveTerms,
         config: OptimisationConfig,
         domains: Sequence[str],
@@ -89,8 +91,8 @@ class TrainStep:
         """
         self.weights.zero_gradients()
         sums = _Sums(len(self._domains))
-        for batch in micro_batches:
-            output = self._forward_backward(batch.to(self._world.device), normaliser)
+        for batch, targets in self._with_targets(micro_batches):
+            output = self._forward_backward(batch, targets, normaliser)
             sums.add(output, batch, self._world.device)
         self.weights.reduce_gradients(self._world)
         totals = self._world.sum_(sums.flat)
@@ -107,11 +109,22 @@ class TrainStep:
         self.weights.refresh()
         return outcome
 
-    def _forward_backward(self, batch: Batch, normaliser: int) -> ObjectiveOutput:
-        projection = None
-        if self._teacher is not None:
-            projection = self._teacher.targets(batch).projection
-        loss, output = self.module(batch, projection, self._terms, float(normaliser), self.weights.gradient_of)
+    def _with_targets(
+        self, micro_batches: Sequence[Batch]
+    ) -> Iterator[tuple[Batch, Projection | SparseTargets | None]]:
+        """Each batch on the device with what the teacher says; cached targets are read ahead by a thread."""
+        device = self._world.device
+        if isinstance(self._teacher, CachedTeacher):
+            for batch, sparse in self._teacher.stream(micro_batches):
+                yield batch.to(device), sparse.to(device)
+            return
+        for batch in (b.to(device) for b in micro_batches):
+            yield batch, None if self._teacher is None else self._teacher.targets(batch).projection
+
+    def _forward_backward(
+        self, batch: Batch, targets: Projection | SparseTargets | None, normaliser: int
+    ) -> ObjectiveOutput:
+        loss, output = self.module(batch, targets, self._terms, float(normaliser), self.weights.gradient_of)
         self.weights.scale_loss(loss, self._world).backward()  # type: ignore[no-untyped-call]
         return output  # type: ignore[no-any-return]
 
@@ -121,14 +134,16 @@ class TrainStep:
         whole = table.sum(dim=0) / normaliser
         means = dict(zip(_QUANTITIES, whole.tolist(), strict=True))
         kd = self._teacher is not None
+        # A cache that was captured without statistics does not know the teacher's own NLL and entropy.
+        knows_teacher = kd and (normaliser == 0 or means["teacher_entropy"] != 0)
         loss = self._terms.ce_weight * means["ce"] + self._terms.kd_weight * means["kd"]
         return StepOutcome(
             targets=normaliser,
             loss=loss,
             ce=means["ce"],
             kd=means["kd"] if kd else None,
-            teacher_nll=means["teacher_nll"] if kd else None,
-            teacher_entropy=means["teacher_entropy"] if kd else None,
+            teacher_nll=means["teacher_nll"] if knows_teacher else None,
+            teacher_entropy=means["teacher_entropy"] if knows_teacher else None,
             top1_agreement=means["top1_agreement"] if kd else None,
             grad_norm=norm,
             grad_rms_ratio=math.sqrt(kd_square / ce_square) if kd and ce_square > 0 else None,

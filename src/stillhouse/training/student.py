@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from transformers import PreTrainedModel
 from stillhouse.data.batch import Batch
 from stillhouse.divergence.fused import fused_objective
 from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms
+from stillhouse.divergence.sparse import sparse_objective
 from stillhouse.models.head import decoder_layers, split_model
+from stillhouse.targets.sparse import SparseTargets
 from stillhouse.teachers.protocol import Projection
 
 GradientBuffer = Callable[[Tensor], Tensor | None]
@@ -35,7 +38,7 @@ class DistillationModule(nn.Module):
     def forward(
         self,
         batch: Batch,
-        teacher: Projection | None,
+        teacher: Projection | SparseTargets | None,
         terms: ObjectiveTerms,
         normaliser: float,
         gradient_buffer: GradientBuffer | None = None,
@@ -43,16 +46,17 @@ class DistillationModule(nn.Module):
         """``normaliser``: target tokens of the whole optimizer step, over all ranks."""
         parts = self._parts[0]
         projection = parts.projection(parts.hidden(batch))
-        output = fused_objective(
-            projection,
-            batch.labels,
-            teacher,
-            terms,
-            normaliser=normaliser,
-            chunk=self.chunk,
-            compiled=self.compiled,
-            weight_grad_accumulator=None if gradient_buffer is None else gradient_buffer(projection.weight),
-        )
+        buffer = None if gradient_buffer is None else gradient_buffer(projection.weight)
+        how: dict[str, Any] = {
+            "normaliser": normaliser,
+            "chunk": self.chunk,
+            "compiled": self.compiled,
+            "weight_grad_accumulator": buffer,
+        }
+        if isinstance(teacher, SparseTargets):
+            output = sparse_objective(projection, batch.labels, teacher, terms, **how)
+        else:
+            output = fused_objective(projection, batch.labels, teacher, terms, **how)
         return output.loss, output
 
 

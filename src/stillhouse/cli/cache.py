@@ -1,0 +1,84 @@
+"""The commands around a cache of teacher targets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stillhouse.errors import DataError
+from stillhouse.recipe_io import load_recipe
+from stillhouse.targets.maintenance import info, prune, verify
+
+if TYPE_CHECKING:
+    from stillhouse.targets.capture import CaptureProgress
+    from stillhouse.training.cached import CapturePlan
+
+
+def capture_targets(path: Path, overrides: Sequence[str]) -> None:
+    """Fill the recipe's cache, with the amount first, then progress and the time left."""
+    from stillhouse.training.cached import capture_recipe
+
+    console = Console()
+
+    def announce(plan: CapturePlan) -> None:
+        console.print(
+            f"{plan.documents} documents with {plan.targets} targets to capture into {plan.folder}: "
+            f"about {plan.bytes / 1e6:.1f} MB",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    columns = (TextColumn("capture"), BarColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("capture", total=None, speed="")
+
+        def progress(now: CaptureProgress) -> None:
+            speed = f"{now.tokens_per_second:.0f} tok/s"
+            bar.update(task, completed=now.tokens, total=now.total_tokens, speed=speed)
+
+        done = capture_recipe(load_recipe(path, overrides), base_dir=Path.cwd(), announce=announce, progress=progress)
+    console.print(
+        f"captured {done.documents} documents, {done.targets} targets, {done.bytes / 1e6:.1f} MB "
+        f"in {done.seconds:.0f} s ({done.tokens_per_second:.0f} tokens/s)",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_info(folder: Path) -> None:
+    """Print a cache's identity, counts and sizes as JSON."""
+    sys.stdout.write(json.dumps(info(folder), indent=2) + "\n")
+
+
+def verify_cache(folder: Path) -> None:
+    """Check every byte. Raises DataError with a line a damaged file."""
+    found = verify(folder)
+    if found.damaged:
+        raise DataError(
+            "\n".join([*found.damaged, f"{folder}: `stillhouse cache prune {folder}` removes the damaged shards"])
+        )
+    sys.stdout.write(
+        f"{folder}: {found.shards} shards, {found.documents} documents, {found.targets} targets, all whole\n"
+    )
+
+
+def prune_cache(folder: Path, recipe: Path | None) -> None:
+    """Remove what is damaged, left over, or not used by the recipe."""
+    documents = None
+    if recipe is not None:
+        from stillhouse.training.cached import training_documents
+
+        documents = training_documents(load_recipe(recipe), Path.cwd())
+    found = prune(folder, documents)
+    sys.stdout.write(
+        f"removed {found.damaged_shards} damaged shards, {found.stray_files} leftover files, "
+        f"{found.documents} documents: {found.bytes / 1e6:.1f} MB\n"
+    )

@@ -1,0 +1,175 @@
+"""The teacher's targets on disk: which cache a recipe means, filling it, and reading from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stillhouse.data.dataset import Dataset
+from stillhouse.data.document import DocumentSet
+from stillhouse.errors import RecipeError
+from stillhouse.models.gguf import cache_root
+from stillhouse.models.head import verify_head
+from stillhouse.models.load import load_model, load_tokenizer, model_fingerprint, resolve_path
+from stillhouse.models.placement import place_model
+from stillhouse.models.tokenizers import tokenizer_hash, vocabulary_size
+from stillhouse.models.vocabulary_map import teacher_ids
+from stillhouse.recipe import CacheConfig, PrunedStudent, Recipe, TeacherConfig
+from stillhouse.run_directory import read_json, write_json_atomic
+from stillhouse.targets.cache import TargetCache
+from stillhouse.targets.cached_teacher import CachedTeacher
+from stillhouse.targets.capture import CaptureProgress, CaptureSettings, capture, estimate_bytes, pending
+from stillhouse.targets.codec import codec_from
+from stillhouse.targets.maintenance import require_whole
+from stillhouse.targets.manifest import CacheIdentity
+from stillhouse.teachers.live import LiveTeacher
+from stillhouse.training.models import load_data, parameters_of, student_source
+from stillhouse.training.precision import resolve_dtype
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """What a capture is about to do."""
+
+    folder: Path
+    documents: int
+    """Documents that are not in the cache yet."""
+    targets: int
+    bytes: int
+    """Estimate of what they will take on disk."""
+
+
+def teacher_dtype(recipe: Recipe, config: TeacherConfig, device: torch.device) -> torch.dtype:
+    """The teacher's own precision, or the stage's."""
+    if config.dtype == "auto":
+        return resolve_dtype(recipe.stages[0].optimisation.precision, device)
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def cache_identity(recipe: Recipe, documents: DocumentSet, vocab_size: int, base_dir: Path) -> CacheIdentity:
+    """Everything that decides what a record of this recipe's cache means. Raises as loading does."""
+    config, cache = _configs(recipe)
+    dtype = teacher_dtype(recipe, config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return CacheIdentity(
+        teacher=teacher_fingerprint(config, dtype, base_dir),
+        tokenizer=documents.tokenizer_hash,
+        codec=codec_from(cache.codec.model_dump()),
+        temperature=cache.temperature,
+        vocab_size=vocab_size,
+        seed=recipe.seed,
+        teacher_name=config.path
+        if "/" not in config.path or not Path(config.path).exists()
+        else Path(config.path).name,
+        teacher_parameters=parameters_of(config, base_dir),
+    )
+
+
+def cached_teacher(recipe: Recipe, documents: DocumentSet, vocab_size: int, base_dir: Path) -> CachedTeacher:
+    """Open the recipe's cache for training on ``documents``.
+
+    Raises, before training starts, a StillhouseError that names what is wrong: no cache, another
+    teacher, tokenizer, codec or temperature, missing documents, or a shard whose bytes changed.
+    """
+    _, config = _configs(recipe)
+    cache = TargetCache.open(base_dir / config.dir, cache_identity(recipe, documents, vocab_size, base_dir))
+    require_whole(cache)
+    return CachedTeacher(cache, documents)
+
+
+def capture_recipe(
+    recipe: Recipe,
+    *,
+    base_dir: Path,
+    announce: Callable[[CapturePlan], None],
+    progress: Callable[[CaptureProgress], None] | None = None,
+) -> CaptureProgress:
+    """Score what the recipe's cache lacks of its training documents.
+
+    ``announce`` is told the amount before the teacher is loaded. A capture that was killed is continued
+    by the same call. Raises OutputError when the disk cannot hold it, RecipeError when the recipe
+    names no cache or trims the vocabulary (whose tokenizer does not exist before the run).
+    """
+    config, cache_config = _configs(recipe)
+    dataset, vocab_size, mapping = _documents(recipe, base_dir)
+    documents = dataset.train.documents
+    cache = TargetCache.open_or_create(
+        base_dir / cache_config.dir, cache_identity(recipe, documents, vocab_size, base_dir)
+    )
+    indices = pending(cache, documents)
+    targets = int(documents.num_targets[indices].sum())
+    size = estimate_bytes(cache.identity.codec, vocab_size, targets=targets, documents=len(indices))
+    announce(CapturePlan(cache.path, len(indices), targets, size))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(config, dtype=teacher_dtype(recipe, config, device), base_dir=base_dir)
+    verify_head(model)
+    if config.quantization == "none":
+        model = place_model(model, config.placement, device)
+    teacher = LiveTeacher(model, vocabulary_map=mapping, vocab_size=vocab_size)
+    optimisation = recipe.stages[0].optimisation
+    settings = CaptureSettings(
+        micro_batch_tokens=optimisation.micro_batch_tokens,
+        chunk=optimisation.head_chunk,
+        compiled=optimisation.compile_head,
+        device=str(device),
+    )
+    return capture(teacher, documents, cache, settings, progress=progress)
+
+
+def teacher_fingerprint(config: TeacherConfig, dtype: torch.dtype, base_dir: Path) -> str:
+    """The fingerprint of the teacher's weights as loaded in ``dtype``.
+
+    For local weights it is remembered under the files' names, sizes and times, so that a large
+    teacher is read once and a changed one is noticed.
+    """
+    source = Path(resolve_path(config, base_dir=base_dir))
+    memo = None
+    if source.is_dir():
+        stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.glob("*.safetensors"))]
+        key = json.dumps([str(source), stats, str(dtype), config.quantization])
+        memo = cache_root() / "fingerprints" / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
+        if memo.exists():
+            return str(read_json(memo)["fingerprint"])
+    fingerprint = model_fingerprint(load_model(config, dtype=dtype, base_dir=base_dir))
+    if memo is not None:
+        write_json_atomic(memo, {"fingerprint": fingerprint})
+    return fingerprint
+
+
+def cache_folder(recipe: Recipe, base_dir: Path) -> Path:
+    """The folder of the recipe's cache. Raises RecipeError when it names none."""
+    return base_dir / _configs(recipe)[1].dir
+
+
+def training_documents(recipe: Recipe, base_dir: Path) -> DocumentSet:
+    """The training documents of a recipe, as a capture sees them."""
+    return _documents(recipe, base_dir)[0].train.documents
+
+
+def _configs(recipe: Recipe) -> tuple[TeacherConfig, CacheConfig]:
+    if recipe.teacher is None or recipe.teacher.cache is None:
+        raise RecipeError("the recipe names no cache; add `source: cache` and `cache: {dir: ...}` to its teacher")
+    return recipe.teacher, recipe.teacher.cache
+
+
+def _documents(recipe: Recipe, base_dir: Path) -> tuple[Dataset, int, torch.Tensor | None]:
+    if isinstance(recipe.student, PrunedStudent) and recipe.student.vocabulary is not None:
+        raise RecipeError(
+            "student.vocabulary: a trimmed vocabulary is made by the run, so its documents cannot be captured before; "
+            "train once without the cache, then name that run's `initial` folder as student.path"
+        )
+    config, _ = _configs(recipe)
+    tokenizer = load_tokenizer(student_source(recipe), base_dir=base_dir)
+    dataset = load_data(recipe, tokenizer, base_dir)
+    assert dataset.train.documents.tokenizer_hash == tokenizer_hash(tokenizer)
+    mapping = teacher_ids(tokenizer, load_tokenizer(config, base_dir=base_dir))
+    return dataset, vocabulary_size(tokenizer), mapping
+
+
+def uses_cache(recipe: Recipe) -> bool:
+    """True when training reads its targets from a cache."""
+    return recipe.teacher is not None and recipe.teacher.source == "cache"

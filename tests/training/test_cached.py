@@ -1,0 +1,137 @@
+"""Training from a cache: the same losses as the live teacher where the codec allows, and refusals before training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from stillhouse.errors import DataError, ModelError, RecipeError
+from stillhouse.recipe import Recipe
+from stillhouse.training.cached import CapturePlan, capture_recipe
+from stillhouse.training.run import train
+
+MakeRecipe = Callable[..., Recipe]
+EVERYTHING = {"type": "topk_ghost", "k": 4096, "value_bits": 16}
+
+
+def teacher(folder: Path, cache: Path, **codec: Any) -> dict[str, Any]:
+    return {"path": str(folder), "source": "cache", "cache": {"dir": str(cache), "codec": codec or EVERYTHING}}
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "step"]
+
+
+def fill(recipe: Recipe) -> CapturePlan:
+    plans: list[CapturePlan] = []
+    capture_recipe(recipe, base_dir=Path(), announce=plans.append)
+    return plans[0]
+
+
+def test_a_cache_of_everything_trains_as_the_live_teacher(
+    make_recipe: MakeRecipe, tiny_teacher_dir: Path, tmp_path: Path
+) -> None:
+    live = train(make_recipe("live")).directory
+    recipe = make_recipe("cached", teacher=teacher(tiny_teacher_dir, tmp_path / "targets"))
+    fill(recipe)
+    cached = train(recipe).directory
+    for left, right in zip(steps(live), steps(cached), strict=True):
+        # 16-bit values of log-probabilities: the loss differs in the fourth digit.
+        for name in ("loss", "ce", "kd", "teacher_nll", "teacher_entropy"):
+            assert left[name] == pytest.approx(right[name], rel=2e-3), name
+        assert left["top1_agreement"] == right["top1_agreement"]
+
+
+def test_a_second_capture_adds_only_what_is_missing(
+    make_recipe: MakeRecipe, tiny_teacher_dir: Path, chat_jsonl: Path, tmp_path: Path
+) -> None:
+    some = {"train": [{"path": str(chat_jsonl), "limit": 12}], "validation_fraction": 0.2, "max_seq_len": 64}
+    first = fill(make_recipe(teacher=teacher(tiny_teacher_dir, tmp_path / "targets"), data=some))
+    rest = fill(make_recipe(teacher=teacher(tiny_teacher_dir, tmp_path / "targets")))
+    again = fill(make_recipe(teacher=teacher(tiny_teacher_dir, tmp_path / "targets")))
+    assert first.documents > 0
+    assert rest.documents > 0
+    assert again.documents == 0
+
+
+def test_students_of_many_seeds_share_a_cache(make_recipe: MakeRecipe, tiny_teacher_dir: Path, tmp_path: Path) -> None:
+    cached = teacher(tiny_teacher_dir, tmp_path / "targets", type="sampled", draws=20)
+    fill(make_recipe(teacher=cached))
+    for seed in (1, 2):
+        assert train(make_recipe(f"seed-{seed}", teacher=cached, seed=seed)).result is not None
+
+
+def test_what_is_missing_or_changed_is_named_before_training(
+    make_recipe: MakeRecipe, tiny_teacher_dir: Path, chat_jsonl: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "targets"
+    with pytest.raises(DataError, match="stillhouse capture"):
+        train(make_recipe("none", teacher=teacher(tiny_teacher_dir, place)))
+    some = {"train": [{"path": str(chat_jsonl), "limit": 12}], "validation_fraction": 0.2, "max_seq_len": 64}
+    fill(make_recipe(teacher=teacher(tiny_teacher_dir, place), data=some))
+    with pytest.raises(DataError, match="are not in the cache"):
+        train(make_recipe("missing", teacher=teacher(tiny_teacher_dir, place)))
+    fill(make_recipe(teacher=teacher(tiny_teacher_dir, place)))
+    with pytest.raises(RecipeError, match=r"teacher\.cache\.codec"):
+        train(make_recipe("codec", teacher=teacher(tiny_teacher_dir, place, type="sampled")))
+    shard = next(place.rglob("*.safetensors"), None) or next(
+        p for p in place.rglob("*") if p.is_file() and p.suffix != ".json"
+    )
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=shard.stem):
+        train(make_recipe("flipped", teacher=teacher(tiny_teacher_dir, place)))
+
+
+def test_a_stale_teacher_is_named(make_recipe: MakeRecipe, tiny_teacher_dir: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for file in tiny_teacher_dir.iterdir():
+        (changed / file.name).write_bytes(file.read_bytes())
+    fill(make_recipe(teacher=teacher(changed, tmp_path / "targets")))
+    weights = load_file(changed / "model.safetensors")
+    weights["model.norm.weight"] += 0.5
+    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="another teacher"):
+        train(make_recipe("stale", teacher=teacher(changed, tmp_path / "targets")))
+
+
+@pytest.mark.parametrize(
+    ("objective", "codec", "expected"),
+    [
+        ({"divergence": {"type": "reverse_kl"}}, {"type": "topk"}, r"divergence\.type=reverse_kl.*codec\.type=topk"),
+        ({"divergence": {"type": "jsd"}}, {"type": "sampled"}, r"divergence\.type=jsd.*codec\.type=sampled"),
+        (
+            {"temperature": 2.0},
+            {"type": "topk_ghost"},
+            r"temperature=2\.0 differs from teacher\.cache\.temperature=1\.0",
+        ),
+    ],
+)
+def test_what_sparse_targets_cannot_serve_is_refused_in_the_recipe(
+    make_recipe: MakeRecipe, tmp_path: Path, objective: dict[str, Any], codec: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        make_recipe(objective={"type": "kd", **objective}, teacher=teacher(tmp_path, tmp_path / "c", **codec))
+
+
+def test_source_and_cache_belong_together(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="belong together"):
+        make_recipe(teacher={"path": "x", "source": "cache"})
+    with pytest.raises(RecipeError, match="names no cache"):
+        capture_recipe(make_recipe(), base_dir=tmp_path, announce=lambda plan: None)
+
+
+def test_a_trimmed_vocabulary_cannot_be_captured_before_its_run(
+    make_recipe: MakeRecipe, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    student = {"type": "pruned", "vocabulary": {"min_count": 1}}
+    with pytest.raises(RecipeError, match=r"student\.vocabulary"):
+        fill(make_recipe(student=student, teacher=teacher(tiny_model_dir, tmp_path / "targets")))
