@@ -2,113 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from reference.divergences import ALL_CONFIGS, config_id
-from reference.objective import Reference, dense_objective, double
-from stillhouse.divergence import rows
+from reference.fused_cases import (
+    KD,
+    SFT,
+    STUDENT_WIDTH,
+    TEACHER_WIDTH,
+    VOCAB,
+    assert_matches,
+    make_labels,
+    make_projection,
+    run,
+)
+from reference.objective import dense_objective
 from stillhouse.divergence.fused import fused_objective
-from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms
-from stillhouse.divergence.rows import compiler_available
+from stillhouse.divergence.objective import ObjectiveTerms
 from stillhouse.errors import ModelError
 from stillhouse.recipe import (
-    JSD,
-    AdaptiveKL,
     AdditiveMixing,
     Config,
     ConvexMixing,
-    ForwardKL,
     KDObjective,
-    ReverseKL,
     SFTObjective,
 )
 from stillhouse.teachers.protocol import Projection
-
-SFT = SFTObjective(type="sft")
-KD = KDObjective(type="kd")
-VOCAB, STUDENT_WIDTH, TEACHER_WIDTH = 37, 5, 7
-
-needs_compiler = pytest.mark.skipif(not compiler_available(), reason="no C++ compiler or no Python headers")
-
-
-def make_projection(
-    seed: int,
-    num_tokens: int,
-    width: int,
-    *,
-    rows: int = VOCAB,
-    bias: bool = False,
-    scale: float = 1.0,
-    softcap: float | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Projection:
-    """Random hidden states and head whose logits have a spread of about 2."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    drawn_bias = draw(rows).requires_grad_() if bias else None
-    hidden, weight = draw(num_tokens, width) * 2 / width**0.5, draw(rows, width)
-    return Projection(hidden.requires_grad_(), weight.requires_grad_(), drawn_bias, scale, softcap)
-
-
-def make_labels(seed: int, num_tokens: int) -> Tensor:
-    return torch.randint(VOCAB, (num_tokens,), generator=torch.Generator().manual_seed(seed))
-
-
-def run(
-    student: Projection,
-    labels: Tensor,
-    teacher: Projection | None,
-    objective: KDObjective | SFTObjective,
-    *,
-    normaliser: float | Tensor | None = None,
-    chunk: int = 16,
-    compiled: bool = False,
-    accumulator: Tensor | None = None,
-) -> ObjectiveOutput:
-    return fused_objective(
-        student,
-        labels,
-        teacher,
-        ObjectiveTerms.from_config(objective, VOCAB),
-        normaliser=len(labels) if normaliser is None else normaliser,
-        chunk=chunk,
-        compiled=compiled,
-        weight_grad_accumulator=accumulator,
-    )
-
-
-def assert_matches(
-    output: ObjectiveOutput, student: Projection, expected: Reference, *, rtol: float = 1e-9, atol: float = 1e-11
-) -> None:
-    """Run backward and compare everything with the reference."""
-
-    def close(actual: Tensor | None, wanted: Tensor | None) -> None:
-        if actual is None or wanted is None:
-            assert actual is None
-            assert wanted is None
-            return
-        torch.testing.assert_close(actual.double(), wanted.double(), rtol=rtol, atol=atol)
-
-    output.loss.backward()
-    close(output.loss.detach(), expected.loss)
-    close(output.ce, expected.ce)
-    close(output.kd, expected.kd)
-    close(student.hidden.grad, expected.d_hidden)
-    close(student.weight.grad, expected.d_weight)
-    close(None if student.bias is None else student.bias.grad, expected.d_bias)
-    close(output.ce_grad_square, expected.ce_grad_square)
-    close(output.kd_grad_square, expected.kd_grad_square)
-
 
 # --- against the dense reference ------------------------------------------------------------
 
@@ -456,89 +380,3 @@ def test_a_head_below_the_shared_vocabulary_is_refused() -> None:
         run(student, make_labels(3, 4), short, KD)
     with pytest.raises(ModelError, match=r"student's head has 36 rows"):
         run(short, make_labels(3, 4), student, KD)
-
-
-# --- the compiled path ------------------------------------------------------------------------
-
-
-def assert_compiled_equals_eager(objective: KDObjective, dtype: torch.dtype, rtol: float, atol: float) -> None:
-    student = make_projection(1, 40, STUDENT_WIDTH, dtype=dtype, bias=True, softcap=8.0)
-    teacher = make_projection(2, 40, TEACHER_WIDTH, dtype=dtype)
-    labels = make_labels(3, 40)
-    eager_student = replace(
-        student, **{k: getattr(student, k).detach().clone().requires_grad_() for k in ("hidden", "weight", "bias")}
-    )
-    eager = run(eager_student, labels, teacher, objective)
-    output = run(student, labels, teacher, objective, compiled=True)
-    eager.loss.backward()
-    output.loss.backward()
-    for name in ("loss", "ce", "kd", "teacher_nll", "teacher_entropy", "ce_grad_square", "kd_grad_square"):
-        torch.testing.assert_close(getattr(output, name), getattr(eager, name), rtol=rtol, atol=atol)
-    assert output.top1_agreement is not None
-    assert eager.top1_agreement is not None
-    assert torch.equal(output.top1_agreement, eager.top1_agreement)
-    for name in ("hidden", "weight", "bias"):
-        actual, wanted = getattr(student, name).grad, getattr(eager_student, name).grad
-        torch.testing.assert_close(actual, wanted, rtol=rtol, atol=atol)
-    with torch.inference_mode():
-        evaluated = run(student, labels, teacher, objective, compiled=True)
-    assert torch.equal(evaluated.ce, output.ce)
-
-
-@needs_compiler
-def test_compiled_equals_eager() -> None:
-    objective = KDObjective(type="kd", divergence=JSD(type="jsd", beta=0.5), temperature=2.0)
-    assert_compiled_equals_eager(objective, torch.float32, 1e-5, 1e-6)
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_compiled_adaptive_kl_equals_eager() -> None:
-    """Its head mask is an opaque operator inside the compiled function."""
-    objective = KDObjective(type="kd", divergence=AdaptiveKL(type="adaptive_kl"))
-    assert_compiled_equals_eager(objective, torch.float32, 1e-5, 1e-6)
-
-
-@needs_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize("config", ALL_CONFIGS, ids=config_id)
-def test_every_divergence_compiles(config: Config) -> None:
-    objective = KDObjective(type="kd", divergence=config, temperature=2.0)
-    assert_compiled_equals_eager(objective, torch.float32, 1e-4, 1e-5)
-
-
-@needs_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize("config", [ForwardKL(), ReverseKL(type="reverse_kl")], ids=config_id)
-def test_bfloat16_compiles(config: Config) -> None:
-    assert_compiled_equals_eager(KDObjective(type="kd", divergence=config), torch.bfloat16, 1e-2, 1e-4)
-
-
-def test_no_compiler_warns_once_and_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "compiler_available", lambda device: False)
-    rows._compiler_or_warning.cache_clear()
-    student, labels = make_projection(1, 4, STUDENT_WIDTH), make_labels(3, 4)
-    try:
-        with pytest.warns(RuntimeWarning, match="no compiler for cpu.*compile_head: false"):
-            first = run(student, labels, None, SFT, compiled=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            second = run(student, labels, None, SFT, compiled=True)
-    finally:
-        rows._compiler_or_warning.cache_clear()
-    assert torch.equal(first.loss, second.loss)
-    assert torch.equal(first.loss, run(student, labels, None, SFT).loss)
-
-
-def test_compiler_available_looks_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert not compiler_available()
-
-
-def test_the_reference_reads_float64_copies() -> None:
-    """Guards the guard: the dense reference must not write gradients into the tensors under test."""
-    student = make_projection(1, 4, STUDENT_WIDTH, dtype=torch.bfloat16)
-    copy = double(student)
-    assert copy.hidden.dtype == torch.float64
-    dense_objective(student, make_labels(3, 4), None, SFT, VOCAB, 4)
-    assert student.hidden.grad is None
