@@ -345,9 +345,66 @@ class OptimisationConfig(Config):
     """Compile the pointwise part of the objective (needs a C++ compiler on CPU)."""
 
 
+# --- mixture --------------------------------------------------------------------------------
+
+
+class ProportionalMixture(Config):
+    """Each domain by its share of the training tokens."""
+
+    type: Literal["proportional"] = "proportional"
+    interval_steps: int | None = Field(default=None, ge=1)
+    """Draw plans of so many steps, as DDK does; None: plain shuffled epochs."""
+
+
+class EqualMixture(Config):
+    """Every domain alike, in tokens."""
+
+    type: Literal["equal"]
+    interval_steps: int = Field(default=1000, ge=1)
+    """Steps drawn at one time (DDK's K)."""
+
+
+class FixedMixture(Config):
+    type: Literal["fixed"]
+    interval_steps: int = Field(default=1000, ge=1)
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    """Weight per domain; they sum to 1, and 0 leaves a domain out."""
+
+
+class DDKMixture(Config):
+    """Domains in which the student lags its teacher more are drawn more (DDK, arXiv 2407.16154, Eq. 1 and 2)."""
+
+    type: Literal["ddk"]
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Share of Eq. 2 that follows the ratios of perplexities; the rest is uniform."""
+    interval_steps: int = Field(default=1000, ge=1)
+    """Steps between updates (K)."""
+    validation_tokens_per_domain: int | None = Field(default=None, ge=1)
+    """Held-out tokens that drive the weights; None: as many as cost at most 3 % of the training time."""
+    max_intervals: int | None = Field(default=None, ge=1)
+    stop_discrepancy: float | None = Field(default=None, ge=0)
+    """Stop when the largest ratio is at most 1 + this in two intervals in a row (0.02 is usual); None: off."""
+
+
+class UnsmoothedDDKMixture(Config):
+    """DDK's ablation: Eq. 1 afresh in every interval, no memory, no floor."""
+
+    type: Literal["ddk_unsmoothed"]
+    interval_steps: int = Field(default=1000, ge=1)
+    validation_tokens_per_domain: int | None = Field(default=None, ge=1)
+    max_intervals: int | None = Field(default=None, ge=1)
+    stop_discrepancy: float | None = Field(default=None, ge=0)
+
+
+MixtureConfig = Annotated[
+    ProportionalMixture | EqualMixture | FixedMixture | DDKMixture | UnsmoothedDDKMixture, Field(discriminator="type")
+]
+
+
 class StageConfig(Config):
     name: str = Field(default="main", pattern=r"^[A-Za-z0-9_-]+$")
     objective: ObjectiveConfig
+    mixture: MixtureConfig = ProportionalMixture()
     optimisation: OptimisationConfig = OptimisationConfig()
 
 
@@ -411,6 +468,10 @@ class Recipe(Config):
     def _teacher_where_needed(self) -> Recipe:
         if self.teacher is None:
             for i, stage in enumerate(self.stages):
+                if stage.mixture.type in ("ddk", "ddk_unsmoothed"):
+                    raise ValueError(
+                        f"stages.{i}.mixture.type={stage.mixture.type} compares the student with a teacher; add `teacher`"
+                    )
                 if stage.objective.type == "kd":
                     raise ValueError(
                         f"stages.{i}.objective.type=kd needs a teacher; add `teacher: {{path: ...}}` or use type: sft"

@@ -180,6 +180,7 @@ def _tags(field: str) -> str:
         "divergence": recipe_module.DivergenceConfig,
         "mixing": recipe_module.MixingConfig,
         "codec": recipe_module.CodecConfig,
+        "mixture": recipe_module.MixtureConfig,
     }
     union = unions.get(field.rsplit(".", 1)[-1])
     if union is None:

@@ -125,7 +125,7 @@ def prepare(
         truncated=tally.truncated,
         duplicates=tally.duplicates,
         leaked_into_evaluation=tally.leaked,
-        domains=_count_domains(documents),
+        domains=count_domains(documents),
     )
     return Prepared(documents, [rows[int(i)] for i in kept], report)
 
@@ -172,7 +172,8 @@ def _stop_if_too_many(num_rows: int, rejected: dict[str, int], examples: list[st
     )
 
 
-def _count_domains(documents: DocumentSet) -> dict[str, DomainCounts]:
+def count_domains(documents: DocumentSet) -> dict[str, DomainCounts]:
+    """What each domain contributes to a set."""
     size = len(documents.domains)
     ids = documents.domain_ids
     per_domain = zip(

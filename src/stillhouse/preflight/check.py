@@ -22,6 +22,7 @@ from stillhouse.models.vocabulary_map import teacher_ids
 from stillhouse.preflight.estimate import Estimate, ModelSize, estimate, measure_flops
 from stillhouse.recipe import KDObjective, ModelConfig, PretrainedStudent, PrunedStudent, Recipe
 from stillhouse.run_directory import RunDirectory
+from stillhouse.training.mixing import interval_steps_of, num_interval_steps, split_held_out
 from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source
 from stillhouse.training.precision import resolve_dtype
 
@@ -87,6 +88,7 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
     teacher = None
     if recipe.teacher is not None:
         teacher = _size(recipe.teacher, base_dir)
+    split_held_out(recipe, dataset, student.parameters, None if teacher is None else teacher.parameters)
     steps, tokens = _amount(recipe, dataset)
     guess = estimate(
         recipe,
@@ -161,6 +163,9 @@ def _shrink(config: PreTrainedConfig, name: str, value: int, field: str) -> None
 
 def _amount(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
     optimisation = recipe.stages[0].optimisation
+    if interval_steps_of(recipe.stages[0]) is not None:
+        steps = num_interval_steps(recipe.stages[0], dataset.train.documents)
+        return steps, steps * optimisation.batch_tokens
     plan = Plan(dataset.train.documents.lengths, batch_tokens=optimisation.batch_tokens, seed=recipe.seed)
     steps = plan.num_steps_for(optimisation.budget)
     return steps, plan.tokens_before(steps)

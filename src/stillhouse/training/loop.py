@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from stillhouse.data.batching import make_micro_batches
 from stillhouse.data.document import DocumentSet, Int64Array
 from stillhouse.errors import TrainingError
 from stillhouse.evaluation.nll import NLLReport
+from stillhouse.mixture.controller import MixtureController
 from stillhouse.randomness import derive_seed
 from stillhouse.recipe import StageConfig
 from stillhouse.training.checkpoint import Checkpoints
@@ -78,6 +79,7 @@ class StageLoop:
     world: World
     seed: int
     pad_id: int
+    mixture: MixtureController | None = None
     state: LoopState = field(default_factory=LoopState)
     _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_SPEED_WINDOW))
 
@@ -93,6 +95,11 @@ class StageLoop:
                 if self.cadence.patience is not None:
                     self._save()  # the start may turn out to be the best
             while self.state.step < self.num_steps and not self._out_of_patience():
+                if self._begin_interval():
+                    self.state.stopped_because = "discrepancy"
+                    self._evaluate()
+                    self._save()
+                    return self.state
                 outcome, learning_rate = self._one_step()
                 self.state.seconds = time.monotonic() - started
                 self._record(outcome, learning_rate)
@@ -108,6 +115,15 @@ class StageLoop:
                     return self.state
         self.state.stopped_because = "early stopping" if self.state.step < self.num_steps else "budget"
         return self.state
+
+    def _begin_interval(self) -> bool:
+        """Let the mixture draw the next interval if one begins; True when its stop rule ends the run."""
+        if self.mixture is None:
+            return False
+        report = self.mixture.prepare(self.state.step)
+        if report is not None and self.metrics is not None:
+            self.metrics.write("mixture", self.state.step, {"stage": self.stage.name, **report})
+        return self.mixture.settled
 
     def _one_step(self) -> tuple[StepOutcome, float]:
         step, started = self.state.step, time.monotonic()
@@ -190,7 +206,9 @@ class StageLoop:
         return patience is not None and self.state.evaluations_since_best >= patience
 
     def _save(self) -> None:
-        state = asdict(self.state)
+        state: dict[str, Any] = asdict(self.state)
+        if self.mixture is not None:
+            state["mixture"] = self.mixture.state_dict()
         weights, optimizer = self.train_step.weights, self.train_step.optimizer
         self.checkpoints.save(self.state.step, weights, optimizer, state)
         self.checkpoints.prune(self.state.best_step if self.cadence.patience is not None else None)

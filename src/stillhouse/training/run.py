@@ -14,13 +14,16 @@ import torch
 from rich.console import Console
 
 from stillhouse.data.dataset import Dataset
+from stillhouse.data.document import DocumentSet
 from stillhouse.evaluation.diagnosis import diagnose, gap_closed
 from stillhouse.evaluation.suite import side_by_side
+from stillhouse.mixture.controller import MixtureController
 from stillhouse.recipe import Recipe
 from stillhouse.run_directory import RunDirectory, write_json_atomic
 from stillhouse.training.distributed import World, world
 from stillhouse.training.evaluating import Evaluator, Measured
 from stillhouse.training.loop import LoopState
+from stillhouse.training.mixing import split_held_out
 from stillhouse.training.models import Student, prepare_student
 from stillhouse.training.stage import build_stage
 
@@ -60,13 +63,20 @@ class _Run:
     def run(self, *, overwrite: bool) -> RunOutcome:
         directory = self._open_directory(overwrite)
         student, dataset = prepare_student(self._recipe, self._base, directory, self._world, self._say)
+        split = split_held_out(self._recipe, dataset, student.parameters, student.teacher_parameters)
+        dataset = split.dataset
         self._say_data(dataset)
+        if split.budget is not None:
+            self._say(
+                f"mixture: {split.budget.tokens_per_domain} held-out tokens a domain drive the weights, measured "
+                f"{split.budget.measurements} times: predicted overhead {split.budget.overhead:.1%} of training"
+            )
         evaluator = Evaluator(self._recipe, self._base, directory, dataset, student, self._world)
         self._say("measuring on held-out rows before training")
         teacher = evaluator.teacher() if self._recipe.teacher is not None else None
         before = evaluator.student_before()
         self._say_start(teacher, before)
-        state = self._train_stage(directory, student, dataset)
+        state, mixture = self._train_stage(directory, student, dataset, split.driving)
         if state.stopped_because == "interrupted":
             return RunOutcome(directory.path, state, None)
         self._say("measuring the saved model")
@@ -75,6 +85,13 @@ class _Run:
         if self._world.is_main:
             ratios = gradient_ratios(directory / "metrics.jsonl")
             result = self._result(state, student, dataset, (teacher, before, after), ratios)
+            if split.budget is not None and mixture is not None:
+                training = max(state.seconds - mixture.measured_seconds, 1e-9)
+                result["mixture"] = {
+                    "validation_tokens_per_domain": split.budget.tokens_per_domain,
+                    "predicted_overhead": split.budget.overhead,
+                    "measured_overhead": mixture.measured_seconds / training,
+                }
             write_json_atomic(directory / "result.json", result)
         self._world.barrier()
         return RunOutcome(directory.path, state, result)
@@ -87,8 +104,10 @@ class _Run:
         self._world.barrier()
         return RunDirectory(path)
 
-    def _train_stage(self, directory: RunDirectory, student: Student, dataset: Dataset) -> LoopState:
-        built = build_stage(self._recipe, self._base, directory, student, dataset, self._world, self._console)
+    def _train_stage(
+        self, directory: RunDirectory, student: Student, dataset: Dataset, driving: DocumentSet | None
+    ) -> tuple[LoopState, MixtureController | None]:
+        built = build_stage(self._recipe, self._base, directory, student, dataset, self._world, self._console, driving)
         if built.resumed_from is not None:
             self._say(f"resuming from the checkpoint of step {built.resumed_from}")
         try:
@@ -97,7 +116,7 @@ class _Run:
             built.close()
         if state.stopped_because != "interrupted":
             built.save_model(directory, student)
-        return state
+        return state, built.loop.mixture
 
     def _result(
         self,

@@ -17,7 +17,8 @@ from stillhouse.data.document import DocumentSet
 from stillhouse.data.formatting import chat_format_for
 from stillhouse.divergence.objective import ObjectiveTerms
 from stillhouse.evaluation.held_out import stop_ids
-from stillhouse.evaluation.nll import NLLReport, measure_nll
+from stillhouse.evaluation.nll import NLLReport, TokenScorer, measure_nll
+from stillhouse.mixture.controller import MixtureController
 from stillhouse.mixture.plan import Plan
 from stillhouse.models.head import verify_head, verify_isolation
 from stillhouse.models.load import load_model
@@ -35,6 +36,7 @@ from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.distributed import World
 from stillhouse.training.loop import Cadence, LoopState, StageLoop
 from stillhouse.training.metrics import MetricsLog, forget_after, open_tracker
+from stillhouse.training.mixing import build_mixture, interval_steps_of, num_interval_steps
 from stillhouse.training.models import Student
 from stillhouse.training.precision import MasterWeights, ShardedWeights, Weights, resolve_dtype
 from stillhouse.training.progress import open_progress
@@ -84,8 +86,12 @@ def build_stage(
     dataset: Dataset,
     world: World,
     console: Console | None,
+    driving: DocumentSet | None = None,
 ) -> BuiltStage:
-    """Load and wrap the student, start the teacher, and go back to the last checkpoint if there is one."""
+    """Load and wrap the student, start the teacher, and go back to the last checkpoint if there is one.
+
+    ``driving``: held-out documents that the mixture follows, if it follows any.
+    """
     stage = recipe.stages[0]
     optimisation = stage.optimisation
     dtype = resolve_dtype(optimisation.precision, world.device)
@@ -97,29 +103,45 @@ def build_stage(
     else:
         weights = MasterWeights(module, dtype)
     documents = dataset.train.documents
-    plan = Plan(documents.lengths, batch_tokens=optimisation.batch_tokens, seed=recipe.seed)
+    ends = _end_ids(recipe, base_dir, student, dataset)
+    epochs = Plan(documents.lengths, batch_tokens=optimisation.batch_tokens, seed=recipe.seed)
+    drawn = interval_steps_of(stage) is not None
+    num_steps = num_interval_steps(stage, documents) if drawn else epochs.num_steps_for(optimisation.budget)
+    teacher = _teacher(recipe, stage, base_dir, student, documents, world)
     train_step = TrainStep(
         module,
         weights,
-        teacher=_teacher(recipe, stage, base_dir, student, documents, world),
+        teacher=teacher,
         terms=ObjectiveTerms.from_config(stage.objective, student.vocab_size),
         config=optimisation,
         domains=documents.domains,
         world=world,
     )
     checkpoints = Checkpoints(directory / "checkpoints" / stage.name, world, keep=recipe.checkpoints.keep)
-    state, resumed_from = _resume(checkpoints, train_step)
+    score = _scorer(module, student)
+    mixture = build_mixture(
+        recipe,
+        documents,
+        num_steps,
+        driving=driving,
+        student_score=score,
+        load_teacher=lambda: (
+            teacher if isinstance(teacher, LiveTeacher) else live_teacher(recipe, base_dir, student, world)
+        ),
+        end_of_turn_ids=ends,
+        world=world,
+    )
+    state, resumed_from = _resume(checkpoints, train_step, mixture)
     metrics_path = directory / "metrics.jsonl"
     if world.is_main:
         forget_after(metrics_path, state.step if resumed_from is not None else -1)
-    num_steps = plan.num_steps_for(optimisation.budget)
     loop = StageLoop(
         stage=stage,
         num_steps=num_steps,
-        plan=plan,
+        plan=mixture or epochs,
         documents=documents,
         train_step=train_step,
-        evaluate=_validator(recipe, base_dir, module, student, dataset, world),
+        evaluate=_validator(recipe, module, score, ends, dataset, world),
         checkpoints=checkpoints,
         metrics=_metrics(recipe, directory, metrics_path) if world.is_main else None,
         progress=open_progress(console, stage.name, state.step),
@@ -127,6 +149,7 @@ def build_stage(
         world=world,
         seed=recipe.seed,
         pad_id=_pad_id(student),
+        mixture=mixture,
         state=state,
     )
     return BuiltStage(loop, weights, dtype, resumed_from, recipe.evaluation.early_stopping_patience is not None)
@@ -157,6 +180,13 @@ def _teacher(
     assert config is not None, "the recipe's validation asks for one"
     if uses_cache(recipe):
         return cached_teacher(recipe, documents, student.vocab_size, base_dir)
+    return live_teacher(recipe, base_dir, student, world)
+
+
+def live_teacher(recipe: Recipe, base_dir: Path, student: Student, world: World) -> LiveTeacher:
+    """Load the recipe's teacher into its place."""
+    config = recipe.teacher
+    assert config is not None, "the recipe's validation asks for one"
     model = load_model(config, dtype=teacher_dtype(recipe, config, world.device), base_dir=base_dir)
     verify_head(model)
     if config.quantization == "none":  # 4-bit weights were loaded into their place
@@ -164,27 +194,47 @@ def _teacher(
     return LiveTeacher(model, vocabulary_map=student.vocabulary_map, vocab_size=student.vocab_size)
 
 
-def _resume(checkpoints: Checkpoints, train_step: TrainStep) -> tuple[LoopState, int | None]:
+def _resume(
+    checkpoints: Checkpoints, train_step: TrainStep, mixture: MixtureController | None
+) -> tuple[LoopState, int | None]:
     steps = checkpoints.steps()
     if not steps:
         return LoopState(), None
     saved = checkpoints.read_state(steps[-1])
     checkpoints.load(steps[-1], train_step.weights, train_step.optimizer)
+    if mixture is not None:
+        mixture.load_state_dict(saved["mixture"])
     fields = {name: saved[name] for name in LoopState.__dataclass_fields__}
     return LoopState(**fields), steps[-1]
 
 
-def _validator(
-    recipe: Recipe, base_dir: Path, module: DistillationModule, student: Student, dataset: Dataset, world: World
-) -> Callable[[], NLLReport]:
+def _scorer(module: DistillationModule, student: Student) -> TokenScorer:
+    """NLL of a batch's targets by the wrapped student, in evaluation mode."""
     terms = ObjectiveTerms.from_config(SFTObjective(type="sft"), student.vocab_size)
-    chat = chat_format_for(dataset.validation.rows, student.tokenizer, recipe.data, base_dir)
-    ends = stop_ids(student.tokenizer, chat)
 
     def score(batch: Batch) -> Tensor:
-        ce: Tensor = module(batch, None, terms, 1.0)[1].ce
+        with evaluating(module):
+            ce: Tensor = module(batch, None, terms, 1.0)[1].ce
         return ce
 
+    return score
+
+
+def _end_ids(recipe: Recipe, base_dir: Path, student: Student, dataset: Dataset) -> frozenset[int]:
+    """The ids that end a turn, which the headline leaves out."""
+    return stop_ids(
+        student.tokenizer, chat_format_for(dataset.validation.rows, student.tokenizer, recipe.data, base_dir)
+    )
+
+
+def _validator(
+    recipe: Recipe,
+    module: DistillationModule,
+    score: TokenScorer,
+    ends: frozenset[int],
+    dataset: Dataset,
+    world: World,
+) -> Callable[[], NLLReport]:
     def evaluate() -> NLLReport:
         with evaluating(module):
             return measure_nll(

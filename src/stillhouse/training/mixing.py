@@ -1,0 +1,193 @@
+"""The mixture of a stage: from the recipe's policy to the controller that the loop asks for documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stillhouse.data.dataset import Dataset
+from stillhouse.data.document import DocumentSet
+from stillhouse.data.prepare import Prepared, count_domains
+from stillhouse.evaluation.nll import NLLReport, TokenScorer, measure_nll
+from stillhouse.evaluation.suite import teacher_scorer
+from stillhouse.mixture.controller import DomainLosses, Measurements, MixtureController
+from stillhouse.mixture.discrepancy import DiscrepancyStop
+from stillhouse.mixture.interval import IntervalPlan
+from stillhouse.mixture.policy import DDKPolicy, Policy, StaticPolicy
+from stillhouse.mixture.validation_budget import (
+    TokenCosts,
+    ValidationBudget,
+    choose_validation_tokens,
+    predict_overhead,
+    split_driving_documents,
+)
+from stillhouse.mixture.weights import equal_weights, fixed_weights, proportional_weights
+from stillhouse.recipe import (
+    DDKMixture,
+    EqualMixture,
+    FixedMixture,
+    KDObjective,
+    ProportionalMixture,
+    Recipe,
+    StageConfig,
+    UnsmoothedDDKMixture,
+)
+from stillhouse.teachers.protocol import Teacher
+from stillhouse.training.distributed import World
+
+FollowingMixture = DDKMixture | UnsmoothedDDKMixture
+
+
+@dataclass(frozen=True)
+class HeldOutSplit:
+    """The dataset whose held-out documents only score, and those that drive the weights (None: nothing does)."""
+
+    dataset: Dataset
+    driving: DocumentSet | None
+    budget: ValidationBudget | None
+
+
+def interval_steps_of(stage: StageConfig) -> int | None:
+    """K, or None where the mixture is plain shuffled epochs."""
+    return stage.mixture.interval_steps
+
+
+def num_interval_steps(stage: StageConfig, documents: DocumentSet) -> int:
+    """Steps of a stage whose plan is drawn by intervals: the first limit of the budget that is reached."""
+    budget, batch_tokens = stage.optimisation.budget, stage.optimisation.batch_tokens
+    limits = [] if budget.steps is None else [budget.steps]
+    if budget.tokens is not None:
+        limits.append(math.ceil(budget.tokens / batch_tokens))
+    if budget.epochs is not None:
+        limits.append(math.ceil(budget.epochs * int(documents.lengths.sum()) / batch_tokens))
+    if isinstance(stage.mixture, FollowingMixture) and stage.mixture.max_intervals is not None:
+        limits.append(stage.mixture.max_intervals * stage.mixture.interval_steps)
+    return max(1, min(limits))
+
+
+def split_held_out(
+    recipe: Recipe, dataset: Dataset, student_parameters: int, teacher_parameters: int | None
+) -> HeldOutSplit:
+    """Take the validation documents that drive the weights out of those that score.
+
+    As many as cost at most 3 % of the training time, unless the recipe says how many. Raises
+    RecipeError or DataError where that leaves too few.
+    """
+    stage = recipe.stages[0]
+    mixture = stage.mixture
+    if not isinstance(mixture, FollowingMixture):
+        return HeldOutSplit(dataset, None, None)
+    assert teacher_parameters is not None, "the recipe's validation asks for a teacher"
+    distilled = isinstance(stage.objective, KDObjective)
+    costs = TokenCosts.from_parameters(student_parameters, teacher_parameters, distilled=distilled)
+    train, validation = dataset.train.documents, dataset.validation.documents
+    domain_tokens = np.bincount(train.domain_ids, weights=train.lengths, minlength=len(train.domains))
+    active = domain_tokens > 0
+    num_steps = num_interval_steps(stage, train)
+    shape = {
+        "num_domains": int(active.sum()),
+        "interval_steps": min(mixture.interval_steps, num_steps),
+        "num_steps": num_steps,
+        "tokens_per_step": stage.optimisation.batch_tokens,
+    }
+    if mixture.validation_tokens_per_domain is None:
+        held = np.bincount(validation.domain_ids, weights=validation.lengths, minlength=len(validation.domains))
+        budget = choose_validation_tokens(costs, **shape, available_tokens=int(held.max()))
+    else:
+        budget = predict_overhead(costs, mixture.validation_tokens_per_domain, **shape)
+    driving, scoring = split_driving_documents(validation, budget.tokens_per_domain, seed=recipe.seed, active=active)
+    scored = _only(dataset.validation, scoring)
+    test = scored if dataset.test is dataset.validation else dataset.test
+    return HeldOutSplit(Dataset(dataset.train, scored, test), validation.select(driving), budget)
+
+
+def _only(prepared: Prepared, indices: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Prepared:
+    """The documents at ``indices``, with their counts."""
+    documents = prepared.documents.select(indices)
+    report = replace(
+        prepared.report,
+        documents=len(documents),
+        tokens=len(documents.tokens),
+        targets=int(documents.mask.sum()),
+        domains=count_domains(documents),
+    )
+    return Prepared(documents, prepared.rows, report)
+
+
+def build_mixture(
+    recipe: Recipe,
+    documents: DocumentSet,
+    num_steps: int,
+    *,
+    driving: DocumentSet | None,
+    student_score: TokenScorer,
+    load_teacher: Callable[[], Teacher],
+    end_of_turn_ids: frozenset[int],
+    world: World,
+) -> MixtureController | None:
+    """Return the controller of a stage that draws by intervals, None for plain epochs.
+
+    Raises RecipeError for weights that do not fit the domains or an interval longer than the run.
+    """
+    stage = recipe.stages[0]
+    interval_steps = interval_steps_of(stage)
+    if interval_steps is None:
+        return None
+    plan = IntervalPlan(
+        documents,
+        seed=recipe.seed,
+        interval_steps=interval_steps,
+        num_steps=num_steps,
+        tokens_per_step=stage.optimisation.batch_tokens,
+    )
+    policy = _policy(stage, plan)
+    if driving is None:
+        return MixtureController(policy, plan)
+    measured_documents = driving
+
+    def losses(score: TokenScorer) -> DomainLosses:
+        report = measure_nll(
+            score,
+            measured_documents,
+            end_of_turn_ids=end_of_turn_ids,
+            byte_counts=None,
+            micro_batch_tokens=stage.optimisation.micro_batch_tokens,
+            device=world.device,
+        )
+        return _losses(report, plan.domains)
+
+    measurements = Measurements(
+        student=lambda: losses(student_score),
+        teacher=lambda: losses(teacher_scorer(load_teacher(), stage.optimisation.head_chunk)),
+    )
+    mixture = stage.mixture
+    assert isinstance(mixture, FollowingMixture)
+    stop = None if mixture.stop_discrepancy is None else DiscrepancyStop(mixture.stop_discrepancy)
+    return MixtureController(policy, plan, measurements=measurements, stop=stop)
+
+
+def _policy(stage: StageConfig, plan: IntervalPlan) -> Policy:
+    domains, tokens = plan.domains, plan.domain_tokens
+    match stage.mixture:
+        case ProportionalMixture():
+            return StaticPolicy("proportional", domains, proportional_weights(domains, tokens))
+        case EqualMixture():
+            return StaticPolicy("equal", domains, equal_weights(domains, tokens))
+        case FixedMixture(weights=weights):
+            return StaticPolicy("fixed", domains, fixed_weights(weights, domains, tokens, where="mixture.weights"))
+        case DDKMixture(alpha=alpha):
+            return DDKPolicy(domains, tokens, alpha=alpha)
+        case UnsmoothedDDKMixture():
+            return DDKPolicy(domains, tokens, smoothed=False)
+
+
+def _losses(report: NLLReport, domains: tuple[str, ...]) -> DomainLosses:
+    """NLL and tokens in the order of the plan's domains; a domain that was not measured counts none."""
+    found = [report.domains.get(name) for name in domains]
+    return DomainLosses(
+        nll=np.array([0.0 if d is None else d.nll for d in found]),
+        counts=np.array([0 if d is None else d.content_tokens for d in found], dtype=np.int64),
+    )
