@@ -37,7 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/chat_distillation"), help="folder of the runs")
     parser.add_argument("--data", type=Path, default=SHARED_DATA / "chat", help="folder DOMAIN/{train,test}.jsonl")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 32], help="training rows of each domain")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 24], help="training rows of each domain")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--teacher-rows", type=int, default=128, help="rows of each domain that tune the teacher")
     parser.add_argument("--test-rows", type=int, default=40, help="held-out rows of each domain")

@@ -170,3 +170,24 @@ def test_real_chat_data_is_used_nearly_whole(shared_data: Path, tiny_tokenizer: 
     assert len(dataset.domains) == 8
     assert dataset.train.report.leaked_into_evaluation == 0
     assert dataset.train.report.documents == dataset.train.report.rows == 160
+
+
+def test_limits_on_held_out_rows_do_not_follow_the_seed(
+    chat_jsonl: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = SourceConfig(path=str(chat_jsonl))
+    config = DataConfig(train=(source,), validation=(source,), validation_limit_per_domain=2, max_seq_len=64)
+    uids = [
+        load_dataset(
+            config,
+            tiny_tokenizer,
+            seed=seed,
+            base_dir=Path(),
+            tokenizer_hash="t",
+            test=EvaluationConfig(test=(source,), test_limit_per_domain=3),
+        )
+        for seed in (0, 1)
+    ]
+    for split in ("validation", "test"):
+        first, second = (getattr(dataset, split).documents.uids.tolist() for dataset in uids)
+        assert first == second

@@ -13,10 +13,13 @@ from stillhouse.data.prepare import Prepared, prepare
 from stillhouse.data.rows import Row, prompt_digest
 from stillhouse.data.sources import draw, load_rows
 from stillhouse.errors import DataError
-from stillhouse.recipe import DataConfig, EvaluationConfig
+from stillhouse.recipe import DataConfig, EvaluationConfig, SourceConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+HELD_OUT_SEED = 0
+"""Draws validation and test rows under their limits, whatever the recipe's seed."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,16 @@ def load_dataset(
     """Read, split and tokenize all data of a recipe.
 
     No document and no prompt (see :func:`prompt_digest`) of validation or test is trained on: such
-    training rows are dropped and counted as ``leaked_into_evaluation``. A split-off validation set
-    does not depend on the seed, so runs with other seeds are compared on the same rows.
+    training rows are dropped and counted as ``leaked_into_evaluation``. Which rows are held out does
+    not depend on the seed, so runs with other seeds are compared on the same ones.
 
     Raises:
         DataError: see :func:`load_rows` and :func:`prepare`; or nothing is left to train on.
     """
     train_rows = load_rows(config.train, seed=seed, base_dir=base_dir)
-    test_rows = draw(load_rows(test.test, seed=seed, base_dir=base_dir), None, test.test_limit_per_domain, seed=seed)
+    test_rows = _held_out_rows(test.test, test.test_limit_per_domain, base_dir)
     if config.validation:
-        validation_rows = draw(
-            load_rows(config.validation, seed=seed, base_dir=base_dir),
-            None,
-            config.validation_limit_per_domain,
-            seed=seed,
-        )
+        validation_rows = _held_out_rows(config.validation, config.validation_limit_per_domain, base_dir)
         train_rows, leaked = drop_leaked(train_rows, [*validation_rows, *test_rows])
     else:
         train_rows, leaked = drop_leaked(train_rows, test_rows)
@@ -104,6 +102,11 @@ def load_dataset(
     validation_with_warnings = _warn_of_empty_domains(validation, "validation", train)
     tested = validation_with_warnings if tested is validation else _warn_of_empty_domains(tested, "test", train)
     return Dataset(train, validation_with_warnings, tested)
+
+
+def _held_out_rows(sources: Sequence[SourceConfig], limit_per_domain: int | None, base_dir: Path) -> list[Row]:
+    rows = load_rows(sources, seed=HELD_OUT_SEED, base_dir=base_dir)
+    return draw(rows, None, limit_per_domain, seed=HELD_OUT_SEED)
 
 
 def _warn_of_empty_domains(prepared: Prepared, split: str, train: Prepared) -> Prepared:
