@@ -25,7 +25,7 @@ BAR, GAP = 56, 12
 def chart(data: dict[str, Any]) -> str:
     """Return the SVG: a group of bars a data size, the teachers and the start as lines."""
     sizes, seeds, domains = data["options"]["sizes"], data["options"]["seeds"], len(data["domains"]) - 1
-    top = data["student_before_nll"] * 1.08
+    top = float(data["student_before_nll"]) * 1.08
     lines = {
         "student before": data["student_before_nll"],
         "teacher as it is": data["teacher_nll"],
