@@ -356,29 +356,12 @@ class ProportionalMixture(Config):
     """Draw plans of so many steps, as DDK does; None: plain shuffled epochs."""
 
 
-class EqualMixture(Config):
-    """Every domain alike, in tokens."""
-
-    type: Literal["equal"]
+class IntervalMixture(Config):
     interval_steps: int = Field(default=1000, ge=1)
     """Steps drawn at one time (DDK's K)."""
 
 
-class FixedMixture(Config):
-    type: Literal["fixed"]
-    interval_steps: int = Field(default=1000, ge=1)
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1)
-    """Weight per domain; they sum to 1, and 0 leaves a domain out."""
-
-
-class DDKMixture(Config):
-    """Domains in which the student lags its teacher more are drawn more (DDK, arXiv 2407.16154, Eq. 1 and 2)."""
-
-    type: Literal["ddk"]
-    alpha: float = Field(default=0.5, ge=0, le=1)
-    """Share of Eq. 2 that follows the ratios of perplexities; the rest is uniform."""
-    interval_steps: int = Field(default=1000, ge=1)
-    """Steps between updates (K)."""
+class FollowingMixture(IntervalMixture):
     validation_tokens_per_domain: int | None = Field(default=None, ge=1)
     """Held-out tokens that drive the weights; None: as many as cost at most 3 % of the training time."""
     max_intervals: int | None = Field(default=None, ge=1)
@@ -386,14 +369,30 @@ class DDKMixture(Config):
     """Stop when the largest ratio is at most 1 + this in two intervals in a row (0.02 is usual); None: off."""
 
 
-class UnsmoothedDDKMixture(Config):
+class EqualMixture(IntervalMixture):
+    """Every domain alike, in tokens."""
+
+    type: Literal["equal"]
+
+
+class FixedMixture(IntervalMixture):
+    type: Literal["fixed"]
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    """Weight per domain; they sum to 1, and 0 leaves a domain out."""
+
+
+class DDKMixture(FollowingMixture):
+    """Domains in which the student lags its teacher more are drawn more (DDK, arXiv 2407.16154, Eq. 1 and 2)."""
+
+    type: Literal["ddk"]
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Share of Eq. 2 that follows the ratios of perplexities; the rest is uniform."""
+
+
+class UnsmoothedDDKMixture(FollowingMixture):
     """DDK's ablation: Eq. 1 afresh in every interval, no memory, no floor."""
 
     type: Literal["ddk_unsmoothed"]
-    interval_steps: int = Field(default=1000, ge=1)
-    validation_tokens_per_domain: int | None = Field(default=None, ge=1)
-    max_intervals: int | None = Field(default=None, ge=1)
-    stop_discrepancy: float | None = Field(default=None, ge=0)
 
 
 MixtureConfig = Annotated[
@@ -468,7 +467,7 @@ class Recipe(Config):
     def _teacher_where_needed(self) -> Recipe:
         if self.teacher is None:
             for i, stage in enumerate(self.stages):
-                if stage.mixture.type in ("ddk", "ddk_unsmoothed"):
+                if isinstance(stage.mixture, FollowingMixture):
                     raise ValueError(
                         f"stages.{i}.mixture.type={stage.mixture.type} compares the student with a teacher; add `teacher`"
                     )

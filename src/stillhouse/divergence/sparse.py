@@ -43,6 +43,9 @@ from stillhouse.errors import RecipeError
 from stillhouse.targets.sparse import SparseTargets, Tail
 from stillhouse.teachers.protocol import Projection
 
+CACHED_ROWS = 64
+"""On CPU both dense passes go over so many rows in turn, while they are still in the cache (6 MiB at 49,152 ids)."""
+
 LEAST_TAIL = 2.0**-24
 """Half the spacing of float32 below 1: a ghost of less than this cannot be told from rounding."""
 
@@ -324,27 +327,32 @@ class _Run:
     def all(self, labels: Tensor, targets: SparseTargets) -> Statistics:
         """Return the statistics of all tokens, each [N]."""
         num_tokens, tile = len(labels), self._tile
+        group = tile * max(1, CACHED_ROWS // tile)
         buffer = self._head.hidden.new_empty(-(-min(self._chunk, num_tokens) // tile) * tile, self._terms.vocab_size)
         parts: list[Statistics] = []
         for start in range(0, num_tokens, self._chunk):
             stop = min(start + self._chunk, num_tokens)
             filled = _fill_logits(self._head, start, stop, buffer)
-            parts.append(self._one(buffer, filled, labels[start:stop], targets, start, stop))
+            for row in range(0, stop - start, group):
+                tokens = slice(start + row, min(start + row + group, stop))
+                rows = buffer[row : row + group]
+                parts.append(self._one(rows, filled[row : row + group], labels[tokens], targets, tokens))
             _add_gradients(filled, self._head, start, stop, self._sinks)
         if not parts:
             empty = self._inverse.new_zeros(0)
             return dict.fromkeys(("ce", "kd", "top1_agreement", "ce_square", "kd_square"), empty)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _one(
-        self, buffer: Tensor, filled: Tensor, labels: Tensor, targets: SparseTargets, start: int, stop: int
-    ) -> Statistics:
-        """Statistics of tokens [start, stop); their raw logits, ``filled``, become the gradient."""
-        listed = _Listed.take_out(filled, targets.ids[start:stop], labels, self._head)
+    def _one(self, buffer: Tensor, filled: Tensor, labels: Tensor, targets: SparseTargets, tokens: slice) -> Statistics:
+        """Statistics of ``tokens``; their raw logits, ``filled``, become the gradient.
+
+        ``buffer`` holds the same rows and as many more as make whole tiles.
+        """
+        listed = _Listed.take_out(filled, targets.ids[tokens], labels, self._head)
         rest = self._pass_over_rest(buffer, len(filled))
         cold = _Softmax.of(listed, 1.0, rest.log_total)
         warm = cold if self._unit else _Softmax.of(listed, self._inverse, rest.warm_log_total)
-        weight = targets.weight[start:stop].to(cold.log_q.dtype)
+        weight = targets.weight[tokens].to(cold.log_q.dtype)
         buckets = self._buckets(weight, listed, warm, targets)
         ce = -torch.where(listed.label_apart, cold.apart, cold.log_q[:, -1])
         top = torch.maximum(rest.top, listed.z.amax(1))

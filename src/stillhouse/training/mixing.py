@@ -29,6 +29,7 @@ from stillhouse.recipe import (
     DDKMixture,
     EqualMixture,
     FixedMixture,
+    FollowingMixture,
     KDObjective,
     ProportionalMixture,
     Recipe,
@@ -37,8 +38,6 @@ from stillhouse.recipe import (
 )
 from stillhouse.teachers.protocol import Teacher
 from stillhouse.training.distributed import World
-
-FollowingMixture = DDKMixture | UnsmoothedDDKMixture
 
 
 @dataclass(frozen=True)
