@@ -413,7 +413,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=2048, help="tokens at which gradients are compared (2048)")
     parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="padded tokens of a batch (2048)")
     parser.add_argument("--chunk", type=int, default=512, help="tokens whose logits exist at a time (512)")
-    parser.add_argument("--repeats", type=int, default=5, help="counted turns of the speed part; 0 leaves it out (5)")
+    parser.add_argument("--repeats", type=int, default=3, help="counted turns of the speed part; 0 leaves it out (3)")
     arguments = parser.parse_args()
     setup = prepare(arguments)
     work = Path(tempfile.mkdtemp(prefix="target-codecs-"))
