@@ -26,6 +26,7 @@ from _models import as_batch, folder_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.data.batching import group_by_length
 from stillhouse.data.chat import ChatFormat
 from stillhouse.data.document import UID_BYTES, Document, DocumentSet
 from stillhouse.data.rows import Message
@@ -54,6 +55,9 @@ from stillhouse.training.step import TrainStep
 from stillhouse.training.student import DistillationModule
 
 MAX_TOKENS = 512
+MICRO_BATCH_TOKENS = 1024
+"""Ours holds so many padded tokens at a time, as `optimisation.micro_batch_tokens` sets it; the gradient of
+the step is the same. TRL has no token budget: its way to hold less is to accumulate over fewer rows."""
 HEAD_TURNS = 5
 KD = KDObjective(type="kd", mixing=ConvexMixing(kd_weight=1.0))
 """Forward KL alone, because TRL's loss has no cross-entropy; ours is measured all the same."""
@@ -125,10 +129,17 @@ def measure_ours(job: Job) -> dict[str, Any]:
     clock = StepClock(job.warmup)
     clock.start()
     for rows in batches:
-        batch = as_batch(rows)
-        losses.append(step.run([batch], int(batch.loss_mask.sum()), learning_rate=1e-4).loss)
+        micro_batches = [as_batch(group) for group in _micro_batches(rows)]
+        targets = sum(int(batch.loss_mask.sum()) for batch in micro_batches)
+        losses.append(step.run(micro_batches, targets, learning_rate=1e-4).loss)
         clock.step_done()
     return {**clock.result([num_tokens(rows) for rows in batches]), "mean_loss": sum(losses) / len(losses)}
+
+
+def _micro_batches(rows: RowBatch) -> list[RowBatch]:
+    """Cut a step as the loop does: rows of like length together, under a budget of padded tokens."""
+    groups = group_by_length([len(row.input_ids) for row in rows], MICRO_BATCH_TOKENS)
+    return [[rows[index] for index in group] for group in groups]
 
 
 def fused_kd(student: Projection, teacher: Projection, labels: Tensor, weight_gradient: Tensor, chunk: int) -> None:
