@@ -27,13 +27,22 @@ def gap_closed(before: float, after: float, teacher: float | None) -> float | No
 
 
 def diagnose(
-    *, teacher: NLLReport | None, before: NLLReport, after: NLLReport, gradient_ratios: Sequence[float] = ()
+    *,
+    teacher: NLLReport | None,
+    before: NLLReport,
+    after: NLLReport,
+    gradient_ratios: Sequence[float] = (),
+    distilled: bool = True,
 ) -> list[str]:
     """Return every warning for a run, the gravest kind first; an empty list means nothing stood out.
 
-    ``gradient_ratios`` are the steps' weighted gradient RMS of KD over that of CE at the logits.
+    ``distilled``: the student learned from the teacher, so a worse one matters. ``gradient_ratios`` are the steps' weighted gradient RMS of KD over that of CE at the logits.
     """
-    warnings = [*worse_teacher(teacher, before, after), *no_evidence(teacher, after)] if teacher is not None else []
+    warnings = (
+        [*(worse_teacher(teacher, before, after) if distilled else []), *no_evidence(teacher, after)]
+        if teacher is not None
+        else []
+    )
     return [*warnings, *got_worse(before, after), *small_test_sets(after), *unbalanced_gradients(gradient_ratios)]
 
 

@@ -18,7 +18,7 @@ from stillhouse.data.document import DocumentSet
 from stillhouse.evaluation.diagnosis import diagnose, gap_closed
 from stillhouse.evaluation.suite import side_by_side
 from stillhouse.mixture.controller import MixtureController
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import KDObjective, Recipe
 from stillhouse.run_directory import RunDirectory, write_json_atomic
 from stillhouse.training.distributed import World, world
 from stillhouse.training.evaluating import Evaluator, Measured
@@ -131,7 +131,11 @@ class _Run:
         teacher_nll = None if teacher_likelihood is None else teacher_likelihood.nll
         likelihood_before, likelihood_after = before.evaluation.likelihood, after.evaluation.likelihood
         warnings = diagnose(
-            teacher=teacher_likelihood, before=likelihood_before, after=likelihood_after, gradient_ratios=ratios
+            teacher=teacher_likelihood,
+            before=likelihood_before,
+            after=likelihood_after,
+            gradient_ratios=ratios,
+            distilled=isinstance(self._recipe.stages[-1].objective, KDObjective),
         )
         return {
             "stillhouse": version("stillhouse"),
