@@ -36,7 +36,8 @@ def diagnose(
 ) -> list[str]:
     """Return every warning for a run, the gravest kind first; an empty list means nothing stood out.
 
-    ``distilled``: the student learned from the teacher, so a worse one matters. ``gradient_ratios`` are the steps' weighted gradient RMS of KD over that of CE at the logits.
+    ``distilled``: the student learned from the teacher, so a worse one matters.
+    ``gradient_ratios`` are the steps' weighted gradient RMS of KD over that of CE at the logits.
     """
     warnings = (
         [*(worse_teacher(teacher, before, after) if distilled else []), *no_evidence(teacher, after)]
