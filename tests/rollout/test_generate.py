@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -177,3 +178,56 @@ def test_batches_hold_everything_once_within_the_budget(lengths: list[int], new:
         assert len(batch) == 1 or len(batch) * (max(lengths[i] for i in batch) + new) <= budget
     flat = [lengths[i] for batch in batches for i in batch]
     assert flat == sorted(flat, reverse=True)
+
+
+def by_text(text: str, stops: tuple[str, ...]) -> str:
+    """What stands before the first of the strings, by splitting."""
+    return min((text.split(s)[0] for s in stops), key=len)
+
+
+def test_stops_at_the_first_stop_string(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    free = generate(model, tokenizer, PROMPTS, GenerationSettings(9, NO_STOP), seed=0)
+    # One string within a token or across two, one that never comes.
+    stops = (free[0].text[4:6], free[2].text[7:9], "never written")
+    settings = GenerationSettings(9, NO_STOP, stop=stops)
+    for batch_tokens in (1, 10_000):
+        stopped = generate(model, tokenizer, PROMPTS, replace(settings, batch_tokens=batch_tokens), seed=0)
+        for whole, generation in zip(free, stopped, strict=True):
+            assert generation.text == by_text(whole.text, stops)
+            assert generation.finished is (generation.text != whole.text)
+            # The ids are the free ones up to the token that completes the string.
+            assert generation.token_ids == whole.token_ids[: len(generation.token_ids)]
+            assert generation.finished is any(s in tokenizer.decode(generation.token_ids) for s in stops)
+            assert not any(s in tokenizer.decode(generation.token_ids[:-1]) for s in stops)
+        assert any(g.finished for g in stopped)
+        assert not all(g.finished for g in stopped)
+
+
+def test_a_stop_id_before_a_stop_string_counts(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    (free,) = generate(model, tokenizer, PROMPTS[:1], GenerationSettings(9, NO_STOP), seed=0)
+    pieces = [tokenizer.decode([i]) for i in free.token_ids]
+    late = GenerationSettings(9, frozenset({free.token_ids[1]}), stop=(pieces[4] + pieces[5],))
+    (stopped,) = generate(model, tokenizer, PROMPTS[:1], late, seed=0)
+    assert stopped.token_ids == free.token_ids[:2]
+    assert stopped.text == pieces[0]
+
+
+def test_generation_ends_when_every_row_has_its_stop_string(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    steps: list[int] = []
+    handle = model.register_forward_hook(lambda *_: steps.append(1))
+    try:
+        (free,) = generate(model, tokenizer, PROMPTS[:1], GenerationSettings(20, NO_STOP), seed=0)
+        first = tokenizer.decode(free.token_ids[:1])
+        steps.clear()
+        (stopped,) = generate(model, tokenizer, PROMPTS[:1], GenerationSettings(20, NO_STOP, stop=(first,)), seed=0)
+    finally:
+        handle.remove()
+    assert stopped.text == ""
+    assert len(steps) == 1
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ValueError, match="an empty stop string"):
+        GenerationSettings(1, NO_STOP, stop=("\n", ""))

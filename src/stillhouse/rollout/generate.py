@@ -8,6 +8,7 @@ model folder.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,13 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from stillhouse.errors import DataError
 from stillhouse.models.tokenizers import vocabulary_size
@@ -31,7 +38,8 @@ class GenerationSettings:
     """How to continue prompts.
 
     ``temperature`` 0 is greedy decoding. ``top_p`` keeps the smallest set of ids with that mass
-    (1: all). Generation ends at the first of ``stop_ids``, which stays the last of the token ids.
+    (1: all). Generation ends at the first of ``stop_ids``, which stays the last of the token ids, or
+    of the ``stop`` strings, whose last token is the last of the ids. Neither stands in the text.
     ``batch_tokens`` bounds rows * (longest prompt + max_new_tokens), the size of the cache; a
     prompt that exceeds it alone has a batch for itself. The model computes in its own dtype.
     """
@@ -41,6 +49,7 @@ class GenerationSettings:
     temperature: float = 0.0
     top_p: float = 1.0
     batch_tokens: int = 8192
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -49,11 +58,13 @@ class GenerationSettings:
             raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or greater")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
+        if not all(self.stop):
+            raise ValueError("stop: an empty stop string would end every text before it begins; leave it out")
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A continuation: ids (the stop id included), their text (without it), and whether a stop id came."""
+    """A continuation: ids (what ended it included), their text (without that), and whether it was ended so."""
 
     token_ids: list[int]
     text: str
@@ -85,9 +96,13 @@ def generate(
     batches = plan_batches([len(p) for p in prompts], settings.max_new_tokens, settings.batch_tokens)
     with evaluating(model), _own_generation_config(model, _transformers_config(model, tokenizer, settings)):
         for number, batch in enumerate(batches):
-            new_ids = _generate_batch(model, [prompts[i] for i in batch], derive_seed(seed, "generate", number))
+            ended = StoppingCriteriaList()
+            if settings.stop:
+                ended.append(_StopStrings(tokenizer, settings.stop, max(len(prompts[i]) for i in batch)))
+            batch_seed = derive_seed(seed, "generate", number)
+            new_ids = _generate_batch(model, [prompts[i] for i in batch], batch_seed, ended)
             for index, ids in zip(batch, new_ids.tolist(), strict=True):
-                results[index] = _generation(ids, tokenizer, settings.stop_ids)
+                results[index] = _generation(ids, tokenizer, settings)
             if progress is not None:
                 progress(len(results), len(prompts))
     return [results[i] for i in range(len(prompts))]
@@ -155,13 +170,17 @@ def _own_generation_config(model: PreTrainedModel, config: GenerationConfig) -> 
         model.generation_config = recommended
 
 
-def _generate_batch(model: PreTrainedModel, prompts: Sequence[list[int]], seed: int) -> Tensor:
+def _generate_batch(
+    model: PreTrainedModel, prompts: Sequence[list[int]], seed: int, ended: StoppingCriteriaList
+) -> Tensor:
     """Return the new ids, int64 [B, at most max_new_tokens]."""
     device = model.device
     input_ids, attention_mask = left_pad(prompts)
     with _global_seed(seed, device):
         continue_batch = cast("Callable[..., Tensor]", model.generate)
-        output = continue_batch(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
+        output = continue_batch(
+            input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), stopping_criteria=ended
+        )
     return output[:, input_ids.shape[1] :].cpu()
 
 
@@ -193,10 +212,50 @@ def left_pad(prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     return input_ids, attention_mask
 
 
-def _generation(ids: list[int], tokenizer: PreTrainedTokenizerFast, stop_ids: frozenset[int]) -> Generation:
-    """Cut at the first stop id, which stays in the ids and not in the text."""
-    stop = next((position for position, token in enumerate(ids) if token in stop_ids), None)
+class _StopStrings(StoppingCriteria):
+    """Tells which rows have written a stop string; those need no further steps.
+
+    Only the end of each row is decoded. A token is at least one byte of text, so a string of n
+    bytes lies within the last n tokens; a few more keep what a decoder does to the beginning of a
+    text (a cut character, a leading space) away from it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str], prompt_tokens: int) -> None:
+        self._tokenizer, self._stop, self._prompt_tokens = tokenizer, stop, prompt_tokens
+        self._tail = max(len(s.encode()) for s in stop) + 4
+        self._done: list[bool] = []
+
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:  # noqa: ARG002
+        """Return bool [B] for ids int64 [B, T], prompts included."""
+        start = max(self._prompt_tokens, input_ids.shape[1] - self._tail)
+        texts = [_decode(self._tokenizer, ids) for ids in input_ids[:, start:].tolist()]
+        before = self._done or [False] * len(texts)  # rows that are done are filled up and lose the string again
+        self._done = [done or _stop_at(text, self._stop) is not None for done, text in zip(before, texts, strict=True)]
+        return torch.tensor(self._done, device=input_ids.device)
+
+
+def _generation(ids: list[int], tokenizer: PreTrainedTokenizerFast, settings: GenerationSettings) -> Generation:
+    """Cut at the first stop id or stop string, whichever comes first."""
+    stop = next((position for position, token in enumerate(ids) if token in settings.stop_ids), None)
     content = ids if stop is None else ids[:stop]
-    text = tokenizer.decode(content, clean_up_tokenization_spaces=False)
+    text = _decode(tokenizer, content)
+    cut = _stop_at(text, settings.stop)
+    if cut is None:
+        return Generation(ids if stop is None else ids[: stop + 1], text, stop is not None)
+    # The fewest tokens that hold the string: once it is there, more tokens do not take it away.
+    lengths = range(1, len(content) + 1)
+    held = bisect_left(
+        lengths, True, key=lambda n: _stop_at(_decode(tokenizer, content[:n]), settings.stop) is not None
+    )
+    return Generation(content[: lengths[held]], text[:cut], True)
+
+
+def _stop_at(text: str, stop: Sequence[str]) -> int | None:
+    """Return where the first stop string begins, or None."""
+    return min((at for s in stop if (at := text.find(s)) >= 0), default=None)
+
+
+def _decode(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
-    return Generation(ids if stop is None else ids[: stop + 1], text, stop is not None)
+    return text
