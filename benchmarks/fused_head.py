@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillhouse.divergence.fused import add_product, fused_objective, product_buffer
+from stillhouse.divergence.fused import fused_objective
+from stillhouse.divergence.head_gradients import add_product, product_buffer
 from stillhouse.divergence.objective import ObjectiveTerms
 from stillhouse.divergence.rows import compiler_available
 from stillhouse.randomness import torch_generator

@@ -88,7 +88,7 @@ def test_bfloat16_compiles(config: Config) -> None:
 
 def test_no_compiler_warns_once_and_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "compiler_available", lambda device: False)
-    rows._compiler_or_warning.cache_clear()
+    rows.compiler_or_warning.cache_clear()
     student, labels = make_projection(1, 4, STUDENT_WIDTH), make_labels(3, 4)
     try:
         with pytest.warns(RuntimeWarning, match="no compiler for cpu.*compile_head: false"):
@@ -97,7 +97,7 @@ def test_no_compiler_warns_once_and_runs_eagerly(monkeypatch: pytest.MonkeyPatch
             warnings.simplefilter("error")
             second = run(student, labels, None, SFT, compiled=True)
     finally:
-        rows._compiler_or_warning.cache_clear()
+        rows.compiler_or_warning.cache_clear()
     assert torch.equal(first.loss, second.loss)
     assert torch.equal(first.loss, run(student, labels, None, SFT).loss)
 

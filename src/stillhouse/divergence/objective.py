@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stillhouse.divergence.base import Divergence
+from stillhouse.divergence.rows import Statistics
 from stillhouse.divergence.table import build_divergence
-from stillhouse.recipe import KDObjective, ObjectiveConfig
+from stillhouse.recipe import DistillationObjective, ObjectiveConfig
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ObjectiveTerms:
     def from_config(cls, config: ObjectiveConfig, vocab_size: int) -> ObjectiveTerms:
         """Read a recipe's objective; supervised fine-tuning has no divergence."""
         ce_weight, kd_weight = config.weights
-        if not isinstance(config, KDObjective):
+        if not isinstance(config, DistillationObjective):
             return cls(ce_weight, kd_weight, None, 1.0, True, vocab_size)
         divergence = build_divergence(config.divergence)
         return cls(ce_weight, kd_weight, divergence, config.temperature, config.scale_t2, vocab_size)
@@ -71,3 +72,23 @@ class ObjectiveOutput:
     top1_agreement: Tensor | None
     ce_grad_square: Tensor
     kd_grad_square: Tensor
+
+
+def summarise(stats: Statistics, terms: ObjectiveTerms, normaliser: float | Tensor) -> ObjectiveOutput:
+    """Sum the statistics, each [N], into the objective."""
+    loss = terms.ce_weight * stats["ce"].sum()
+    kd = stats["kd"] * terms.kd_scale if "kd" in stats else None
+    if kd is not None and terms.kd_weight != 0:
+        loss = loss + terms.kd_weight * kd.sum()
+    zero = loss.new_zeros(())
+    kd_factor = terms.kd_weight * terms.kd_scale / terms.temperature
+    return ObjectiveOutput(
+        loss=loss / normaliser,
+        ce=stats["ce"],
+        kd=kd,
+        teacher_nll=stats.get("teacher_nll"),
+        teacher_entropy=stats.get("teacher_entropy"),
+        top1_agreement=stats["top1_agreement"] > 0 if "top1_agreement" in stats else None,
+        ce_grad_square=terms.ce_weight**2 * stats["ce_square"].sum() if "ce_square" in stats else zero,
+        kd_grad_square=kd_factor**2 * stats["kd_square"].sum() if "kd_square" in stats else zero,
+    )

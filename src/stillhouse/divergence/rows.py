@@ -155,7 +155,7 @@ def compiler_available(device: torch.device | str = "cpu") -> bool:
 
 
 @cache
-def _compiler_or_warning(device_type: str) -> bool:
+def compiler_or_warning(device_type: str) -> bool:
     """``compiler_available``, with one warning in a process where there is none."""
     available = compiler_available(device_type)
     if not available:
@@ -188,7 +188,7 @@ def row_function(spec: RowSpec, *, compiled: bool, device: torch.device) -> RowF
 
     Warns once (RuntimeWarning) and stays eager where there is no compiler.
     """
-    return _bind(spec, compiled and _compiler_or_warning(device.type))
+    return _bind(spec, compiled and compiler_or_warning(device.type))
 
 
 def tile_rows(chunk: int, device: torch.device) -> int:

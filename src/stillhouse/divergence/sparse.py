@@ -21,24 +21,22 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-import torch._dynamo
 from torch import Tensor
 
 from stillhouse.divergence.base import Divergence
-from stillhouse.divergence.fused import (
-    MAX_COMPILATIONS,
-    _add_gradients,
-    _AttachGradients,
-    _check,
-    _cut,
-    _factors,
-    _fill_logits,
-    _Gradients,
-    _sinks,
-    _summarise,
+from stillhouse.divergence.head_gradients import (
+    HeadGradients,
+    add_head_gradients,
+    attach_gradients,
+    check_heads,
+    fill_logits,
+    forming_gradients,
+    gradient_factors,
+    make_sinks,
+    real_rows,
 )
-from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms
-from stillhouse.divergence.rows import LogitTransform, Statistics, _compiler_or_warning, tile_rows
+from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms, summarise
+from stillhouse.divergence.rows import LogitTransform, Statistics, compiler_or_warning, tile_rows
 from stillhouse.errors import RecipeError
 from stillhouse.targets.sparse import SparseTargets, Tail
 from stillhouse.teachers.protocol import Projection
@@ -98,24 +96,16 @@ def sparse_objective(
     assert targets.vocab_size == terms.vocab_size
     assert len(targets) == len(labels)
     check_sparse_targets(targets.tail, targets.temperature, terms)
-    _check(student, labels, student, terms)
-    sinks = _sinks(student, weight_grad_accumulator)
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast(student.hidden.device.type, enabled=False),
-        torch._dynamo.config.patch(recompile_limit=MAX_COMPILATIONS),
-    ):
-        run = _Run(_cut(student, terms.vocab_size), terms, normaliser, chunk, compiled, sinks)
-        output = _summarise(run.all(labels, targets), terms, normaliser)
+    check_heads(student, labels, student, terms)
+    sinks = make_sinks(student, weight_grad_accumulator)
+    with forming_gradients(student.hidden.device.type):
+        run = _Run(real_rows(student, terms.vocab_size), terms, normaliser, chunk, compiled, sinks)
+        output = summarise(run.all(labels, targets), terms, normaliser)
         output = replace(output, teacher_nll=targets.teacher_nll, teacher_entropy=targets.teacher_entropy)
     if not sinks.wanted:
         return output
     weight_is_done = weight_grad_accumulator is not None and sinks.weight is not None
-    loss = _AttachGradients.apply(  # type: ignore[no-untyped-call]
-        output.loss, student.hidden, student.weight, student.bias, sinks, weight_is_done
-    )
-    return replace(output, loss=loss)
+    return replace(output, loss=attach_gradients(output.loss, student, sinks, weight_is_done=weight_is_done))
 
 
 # --- the unlisted ids: dense passes, compiled ------------------------------------------------
@@ -313,15 +303,15 @@ class _Run:
         normaliser: float | Tensor,
         chunk: int,
         compiled: bool,
-        sinks: _Gradients,
+        sinks: HeadGradients,
     ) -> None:
         self._head, self._terms, self._chunk, self._sinks = head, terms, chunk, sinks
         device = head.hidden.device
-        self._inverse, self._ce_factor, self._kd_factor = _factors(terms, normaliser, head.hidden).unbind()
+        self._inverse, self._ce_factor, self._kd_factor = gradient_factors(terms, normaliser, head.hidden).unbind()
         self._unit = terms.temperature == 1.0
         self._transform = LogitTransform(head.scale, head.softcap)
         self._tile = tile_rows(chunk, device)
-        use_compiler = compiled and _compiler_or_warning(device.type)
+        use_compiler = compiled and compiler_or_warning(device.type)
         self._statistics_pass, self._gradient_pass = _passes(self._transform, self._unit, use_compiler)
 
     def all(self, labels: Tensor, targets: SparseTargets) -> Statistics:
@@ -332,12 +322,12 @@ class _Run:
         parts: list[Statistics] = []
         for start in range(0, num_tokens, self._chunk):
             stop = min(start + self._chunk, num_tokens)
-            filled = _fill_logits(self._head, start, stop, buffer)
+            filled = fill_logits(self._head, start, stop, buffer)
             for row in range(0, stop - start, group):
                 tokens = slice(start + row, min(start + row + group, stop))
                 rows = buffer[row : row + group]
                 parts.append(self._one(rows, filled[row : row + group], labels[tokens], targets, tokens))
-            _add_gradients(filled, self._head, start, stop, self._sinks)
+            add_head_gradients(filled, self._head, start, stop, self._sinks)
         if not parts:
             empty = self._inverse.new_zeros(0)
             return dict.fromkeys(("ce", "kd", "top1_agreement", "ce_square", "kd_square"), empty)

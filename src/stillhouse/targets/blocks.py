@@ -16,7 +16,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from stillhouse.divergence.rows import LogitTransform, _compiler_or_warning
+from stillhouse.divergence.rows import LogitTransform, compiler_or_warning
 from stillhouse.teachers.protocol import Projection
 
 BLOCK = 64
@@ -113,7 +113,7 @@ def _tile_function(transform: LogitTransform, compiled: bool) -> Callable[..., t
 def block_sums(chunk: ChunkLogits, factor: float, *, compiled: bool = False) -> BlockSums:
     """Make the one pass, in float32 (float64 for float64 logits)."""
     device = chunk.raw.device
-    use_compiler = compiled and _compiler_or_warning(device.type)
+    use_compiler = compiled and compiler_or_warning(device.type)
     function = _tile_function(chunk.transform, use_compiler)
     size = (COMPILED_TILE_ROWS if use_compiler else EAGER_TILE_ROWS) if device.type == "cpu" else max(1, len(chunk))
     dtype = torch.float64 if chunk.raw.dtype == torch.float64 else torch.float32
