@@ -46,12 +46,14 @@ class SamplingSettings:
 class Completion:
     """One answer: its text, whether it ended by itself or at a stop string, and how many tokens were generated.
 
-    ``finished`` False means that ``max_new_tokens`` cut it.
+    ``finished`` False means that ``max_new_tokens`` cut it. ``prompt_tokens`` is what was read for
+    it; None where that is not known.
     """
 
     text: str
     finished: bool
     tokens: int
+    prompt_tokens: int | None = None
 
 
 class Generator(Protocol):
@@ -111,10 +113,11 @@ class ModelGenerator:
         """
         from stillhouse.rollout.generate import GenerationSettings, generate
 
+        rendered = [self._chat.render_prompt(prompt) for prompt in prompts]
         found = generate(
             self._model,
             self._tokenizer,
-            [self._chat.render_prompt(prompt) for prompt in prompts],
+            rendered,
             GenerationSettings(
                 settings.max_new_tokens,
                 self._chat.end_of_turn_ids,
@@ -126,4 +129,6 @@ class ModelGenerator:
             seed=seed,
             progress=self._progress,
         )
-        return [Completion(g.text, g.finished, len(g.token_ids)) for g in found]
+        return [
+            Completion(g.text, g.finished, len(g.token_ids), len(ids)) for g, ids in zip(found, rendered, strict=True)
+        ]
