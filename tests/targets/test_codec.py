@@ -21,6 +21,7 @@ CODECS: list[Codec] = [
     TopK(k=4),
     TopKGhost(k=4),
     TopKGhost(k=4, statistics=False, value_bits=13),
+    TopKGhost(k=4, entropy=False),
     TopK(k=500, value_bits=16),
     TopKGhost(k=500),
     Sampled(draws=20),
@@ -83,8 +84,10 @@ def test_records_of_any_documents_come_back(codec: Codec, counts: list[int], voc
             buffer, offsets[document : document + 1], sizes[document : document + 1], vocab_size=vocab, temperature=1.0
         )
         assert torch.equal(dense(one), dense(whole)[row : row + count])
-        for mine, all_rows in ((one.teacher_nll, whole.teacher_nll), (one.teacher_entropy, whole.teacher_entropy)):
-            assert (mine is None) == (all_rows is None) == (not codec.statistics)
+        kept = [codec.num_statistics > 0, codec.num_statistics > 1]
+        pairs = [(one.teacher_nll, whole.teacher_nll), (one.teacher_entropy, whole.teacher_entropy)]
+        for (mine, all_rows), is_kept in zip(pairs, kept, strict=True):
+            assert (mine is not None) == (all_rows is not None) == is_kept
             assert mine is None or all_rows is None or torch.equal(mine, all_rows[row : row + count])
         row += count
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from stillhouse.data.batch import Batch
 from stillhouse.data.batching import collate_padded, group_by_length
 from stillhouse.data.document import UID_BYTES, DocumentSet, Int64Array
-from stillhouse.errors import OutputError
+from stillhouse.errors import OutputError, StillhouseError
 from stillhouse.randomness import numpy_generator
 from stillhouse.targets.blocks import ChunkLogits, part
 from stillhouse.targets.cache import TargetCache
@@ -113,34 +114,41 @@ def capture(
     disk cannot hold the targets, before the teacher is asked, and later if the estimate was too low.
     """
     indices = pending(cache, documents, settings.part)
-    run = _Capture(teacher, documents, indices, cache, settings)
-    run.refuse_small_disk()
+    filler = ShardFiller(documents, indices, cache, settings.shard_bytes, settings.shard_seconds)
     for group in group_by_length(documents.lengths[indices], settings.micro_batch_tokens):
-        run.add(indices[group])
+        chosen = indices[group]
+        wanted = filler.wanted(chosen)
+        with filler.keeping_what_is_done():
+            records: list[DocumentRecord] = []
+            if len(wanted):
+                batch = collate_padded(documents, wanted.tolist(), settings.pad_id)
+                records = list(encode(teacher, batch, documents, cache.identity, settings))
+        filler.add(chosen, records)
         if progress is not None:
-            progress(run.progress())
-    run.flush()
-    return run.progress()
+            progress(filler.progress())
+    filler.flush()
+    return filler.progress()
 
 
-class _Capture:
+class ShardFiller:
+    """Collects records into shards, counts, and watches the disk; whoever scores the documents hands them in."""
+
     def __init__(
-        self,
-        teacher: Teacher,
-        documents: DocumentSet,
-        indices: Int64Array,
-        cache: TargetCache,
-        settings: CaptureSettings,
+        self, documents: DocumentSet, indices: Int64Array, cache: TargetCache, shard_bytes: int, shard_seconds: float
     ) -> None:
-        self._teacher, self._documents, self._cache, self._settings = teacher, documents, cache, settings
+        """``indices``: the documents to come. Raises OutputError when the disk cannot hold their targets."""
+        self._documents, self._cache = documents, cache
+        self._shard_bytes, self._shard_seconds = shard_bytes, shard_seconds
         self._total_documents, self._total_tokens = len(indices), int(documents.lengths[indices].sum())
         self._total_targets = int(documents.num_targets[indices].sum())
         self._pending: list[DocumentRecord] = []
         self._pending_bytes = 0
         self._done_documents = self._done_tokens = self._done_targets = self._written = self._written_targets = 0
         self._started = self._shard_started = time.monotonic()
+        self._refuse_small_disk()
 
     def progress(self) -> CaptureProgress:
+        """How far the capture is."""
         return CaptureProgress(
             self._done_documents,
             self._total_documents,
@@ -151,25 +159,31 @@ class _Capture:
             time.monotonic() - self._started,
         )
 
-    def add(self, indices: Int64Array) -> None:
-        """Score one batch of documents, unless another capture has them meanwhile."""
-        wanted = indices[self._cache.targets_of(self._documents.uids[indices]) < 0]
-        if len(wanted):
-            try:
-                batch = collate_padded(self._documents, wanted.tolist(), self._settings.pad_id)
-                records = list(encode(self._teacher, batch, self._documents, self._cache.identity, self._settings))
-            except KeyboardInterrupt:
-                self.flush()
-                raise
-            self._pending += records
-            self._pending_bytes += sum(len(record.data) + INDEX_BYTES for record in records)
+    def wanted(self, indices: Int64Array) -> Int64Array:
+        """Those of the documents that no other capture has added meanwhile."""
+        found: Int64Array = indices[self._cache.targets_of(self._documents.uids[indices]) < 0]
+        return found
+
+    @contextmanager
+    def keeping_what_is_done(self) -> Iterator[None]:
+        """Write the shard in flight when scoring ends early: by Ctrl-C, or by an error that a person can mend."""
+        try:
+            yield
+        except (KeyboardInterrupt, StillhouseError):
+            self.flush()
+            raise
+
+    def add(self, indices: Int64Array, records: list[DocumentRecord]) -> None:
+        """Take the records of the documents at ``indices`` (none for those that another capture added)."""
+        self._pending += records
+        self._pending_bytes += sum(len(record.data) + INDEX_BYTES for record in records)
         self._done_documents += len(indices)
         self._done_tokens += int(self._documents.lengths[indices].sum())
         self._done_targets += int(self._documents.num_targets[indices].sum())
         age = time.monotonic() - self._shard_started
-        if self._pending_bytes >= self._settings.shard_bytes or age >= self._settings.shard_seconds:
+        if self._pending_bytes >= self._shard_bytes or age >= self._shard_seconds:
             self.flush()
-            self.refuse_small_disk()
+            self._refuse_small_disk()
 
     def flush(self) -> None:
         """Write the shard in flight, if it holds anything."""
@@ -179,7 +193,7 @@ class _Capture:
             self._written_targets += entry.targets
         self._pending, self._pending_bytes, self._shard_started = [], 0, time.monotonic()
 
-    def refuse_small_disk(self) -> None:
+    def _refuse_small_disk(self) -> None:
         """Raise OutputError when what is left will not fit; by the measured rate once there is one."""
         left = self._total_targets - self._done_targets
         if self._written_targets:

@@ -6,15 +6,15 @@ A record belongs to one document of t targets and is a run of planes (``bitpack`
 ``sampled``  listed ids per target t, ids m, then for tau = 1 one flag per id (drawn once or not) and
              the counts of those flagged, else a 16-bit weight per id
 
-and then, with ``statistics``, the teacher's NLL of the label and its entropy, 16 bits each. Ids take
-ceil(log2 V*) bits. The most probable id comes first, so every codec knows the teacher's top-1.
+and then, with ``statistics``, the teacher's NLL of the label and (with ``entropy``) its entropy, 16 bits
+each. Ids take ceil(log2 V*) bits. The most probable id comes first, so every codec knows the teacher's top-1.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -71,11 +71,18 @@ class Codec(ABC):
 
     statistics: bool = True
     """Keep the teacher's NLL of the label and its entropy, both at temperature 1: 4 bytes per target."""
+    entropy: bool = True
+    """False: of the statistics only the NLL. Whoever sees no whole distribution (a server) has no entropy."""
 
     @property
     def uniforms_per_target(self) -> int:
         """Random numbers that ``select`` needs for each target."""
         return 0
+
+    @property
+    def num_statistics(self) -> int:
+        """How many numbers stand beside the distribution: none, the NLL, or the NLL and the entropy."""
+        return (1 + self.entropy) * self.statistics
 
     @property
     def source_power(self) -> float:
@@ -123,9 +130,8 @@ class Codec(ABC):
             return chosen
         assert plain is not None
         nll = plain.log_total - chunk.at(labels[:, None]).squeeze(1)
-        return Selection(
-            chosen.slots, chosen.ids, chosen.codes, chosen.tail, _float16_bits(nll), _float16_bits(plain.entropy)
-        )
+        entropy = _float16_bits(plain.entropy) if self.entropy else None
+        return replace(chosen, nll=_float16_bits(nll), entropy=entropy)
 
     def pack(self, chosen: Selection, targets: IntArray, vocab_size: int) -> tuple[Bytes, IntArray]:
         """Return the records of D documents with ``targets`` [D] targets each, and their offsets [D+1]."""
@@ -142,7 +148,7 @@ class Codec(ABC):
         """Read the records that begin at bytes ``starts`` [D]; the rows follow each other document by document."""
         reader = PlaneReader(buffer, starts)
         slots, ids, weight = self._read(reader, targets, vocab_size)
-        statistics = [_from_float16_bits(reader.read(FLOAT16_BITS, targets)) for _ in range(2 * self.statistics)]
+        statistics = [_from_float16_bits(reader.read(FLOAT16_BITS, targets)) for _ in range(self.num_statistics)]
         width = int(slots.max()) if len(slots) else 1
         row, column = torch.from_numpy(np.repeat(np.arange(len(slots)), slots)), torch.from_numpy(within(slots))
         padded_ids = torch.full((len(slots), width), PADDING, dtype=torch.int64)
@@ -157,7 +163,7 @@ class Codec(ABC):
             temperature=temperature,
             vocab_size=vocab_size,
             teacher_nll=statistics[0] if statistics else None,
-            teacher_entropy=statistics[1] if statistics else None,
+            teacher_entropy=statistics[1] if len(statistics) > 1 else None,
         )
 
 
@@ -187,15 +193,23 @@ class TopK(Codec):
     def typical_bits(self, vocab_size: int) -> float:
         kept = min(self.k, vocab_size)
         values = kept + self._has_tail(vocab_size)
-        return kept * bits_for(vocab_size - 1) + values * self.value_bits + 2 * FLOAT16_BITS * self.statistics
+        return kept * bits_for(vocab_size - 1) + values * self.value_bits + FLOAT16_BITS * self.num_statistics
 
     def _choose(self, chunk: ChunkLogits, sums: BlockSums, source: BlockSums, uniforms: Tensor | None) -> Selection:
         assert source is sums
         assert uniforms is None
         ids = largest(chunk, sums.maxima, self.k)
         log_p = chunk.at(ids) * sums.factor - sums.log_total[:, None]
+        return self.of_likeliest(ids, log_p, chunk.vocab_size)
+
+    def of_likeliest(self, ids: Tensor, log_p: Tensor, vocab_size: int, nll: Tensor | None = None) -> Selection:
+        """Keep n targets whose likeliest ids are known already.
+
+        ids int64 and log_p float [n, min(k, V*)], the likeliest first; nll float [n] of the labels, or None.
+        """
+        assert ids.shape[1] == min(self.k, vocab_size)
         tail = None
-        if self._has_tail(chunk.vocab_size):
+        if self._has_tail(vocab_size):
             rest = (1 - log_p.double().exp().sum(1)).clamp_min(math.exp(-LOG_RANGE))
             tail = _quantised(rest.log(), self.value_bits)
         return Selection(
@@ -203,6 +217,7 @@ class TopK(Codec):
             ids=_numpy(ids).reshape(-1),
             codes=_quantised(log_p, self.value_bits).reshape(-1),
             tail=tail,
+            nll=None if nll is None else _float16_bits(nll),
         )
 
     def _write(self, writer: PlaneWriter, chosen: Selection, targets: IntArray, vocab_size: int) -> None:
@@ -263,7 +278,7 @@ class Sampled(Codec):
     def typical_bits(self, vocab_size: int) -> float:
         listed = 1 + 0.25 * self.draws
         value = FLOAT16_BITS if self.tau != 1 else 1 + 0.4 * bits_for(self.draws)
-        per_target = bits_for(self.draws) + 2 * FLOAT16_BITS * self.statistics
+        per_target = bits_for(self.draws) + FLOAT16_BITS * self.num_statistics
         return per_target + listed * (bits_for(vocab_size - 1) + value)
 
     @property
