@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -90,26 +91,38 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         raise RecipeError(
             f"override {override!r}: expected key.sub=value, for example stages.0.optimisation.learning_rate=1e-4"
         )
-    parts = key.strip().split(".")
-    node: Any = data
-    for depth, part in enumerate(parts):
-        here = ".".join(parts[: depth + 1])
-        last = depth == len(parts) - 1
-        value = parse_yaml(text, f"override {key}") if last else None
-        if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                raise RecipeError(f"override {override!r}: {here} is not an index of a list of {len(node)}")
+    key = key.strip()
+    set_field(data, key, parse_yaml(text, f"override {key}"), where=f"override {override!r}")
+
+
+def set_field(data: dict[str, Any], key: str, value: Any, *, where: str) -> None:
+    """Set the dotted field ``a.b.0.c`` in nested mappings and lists, in place.
+
+    ``*`` stands for every item of a list, and missing mappings are made. Raises RecipeError, which
+    begins with ``where``, for an index that does not exist or a plain value that has no fields.
+    """
+    _set(data, key.split("."), 0, value, where)
+
+
+def _set(node: Any, parts: list[str], depth: int, value: Any, where: str) -> None:
+    part, here, last = parts[depth], ".".join(parts[: depth + 1]), depth == len(parts) - 1
+    if isinstance(node, list):
+        if part != "*" and (not part.isdigit() or int(part) >= len(node)):
+            raise RecipeError(f"{where}: {here} is not an index of a list of {len(node)}")
+        for index in range(len(node)) if part == "*" else [int(part)]:
             if last:
-                node[int(part)] = value
-            node = node[int(part)]
-        elif isinstance(node, dict):
-            if last:
-                node[part] = value
-            elif node.get(part) is None:
-                node[part] = {}
-            node = node[part]
+                node[index] = copy.deepcopy(value)
+            else:
+                _set(node[index], parts, depth + 1, value, where)
+    elif isinstance(node, dict):
+        if last:
+            node[part] = copy.deepcopy(value)
         else:
-            raise RecipeError(f"override {override!r}: {'.'.join(parts[:depth])} is a plain value and has no {part!r}")
+            if node.get(part) is None:
+                node[part] = {}
+            _set(node[part], parts, depth + 1, value, where)
+    else:
+        raise RecipeError(f"{where}: {'.'.join(parts[:depth])} is a plain value and has no {part!r}")
 
 
 def validate(model: type[ModelT], data: Mapping[str, Any], where: str) -> ModelT:
@@ -120,7 +133,10 @@ def validate(model: type[ModelT], data: Mapping[str, Any], where: str) -> ModelT
         items = error.errors()
         # A tuple whose only item is wrong is also called too short: say the first alone.
         inner = {item["loc"][: len(other["loc"])] for item in items for other in items if item is not other}
-        lines = [_describe(item, data) for item in items if item["type"] != "too_short" or item["loc"] not in inner]
+        names = _all_field_names() if model.__module__ == recipe_module.__name__ else _field_names(model)
+        lines = [
+            _describe(item, data, names) for item in items if item["type"] != "too_short" or item["loc"] not in inner
+        ]
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from error
 
 
@@ -129,12 +145,12 @@ def dump_recipe(recipe: BaseModel) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _describe(item: Any, data: Any) -> str:
+def _describe(item: Any, data: Any, names: set[str]) -> str:
     path, value = _real_path(item["loc"], data)
     field = ".".join(map(str, path)) or "recipe"
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{field}: unknown key.{did_you_mean(str(path[-1]), _all_field_names())}"
+        return f"{field}: unknown key.{did_you_mean(str(path[-1]), names)}"
     if kind == "missing":
         return f"{field}: missing, and it has no default"
     if kind == "union_tag_not_found":
@@ -172,6 +188,16 @@ def _classes() -> Iterator[type[BaseModel]]:
 
 def _all_field_names() -> set[str]:
     return {name for cls in _classes() for name in cls.model_fields}
+
+
+def _field_names(model: type[BaseModel]) -> set[str]:
+    """The fields of a class and of the classes that it names directly."""
+    names = set(model.model_fields)
+    for info in model.model_fields.values():
+        for inner in (info.annotation, *get_args(info.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                names |= set(inner.model_fields)
+    return names
 
 
 def _tags(field: str) -> str:

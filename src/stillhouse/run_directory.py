@@ -1,7 +1,7 @@
 """The run directory: the only interface between commands.
 
 ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl`` (append-only),
-``checkpoints/``, ``initial/`` (a pruned student before training), ``model/``,
+``checkpoints/``, ``generated/`` (what a teacher wrote for sequence-level KD), ``initial/`` (a pruned student before training), ``model/``,
 ``evaluation/*.json``, ``result.json`` (written last, atomically) and ``report.html``.
 A directory with ``result.json`` is done; one without can be resumed.
 """
@@ -24,12 +24,15 @@ OWNED = (
     "environment.json",
     "metrics.jsonl",
     "checkpoints",
+    "generated",
     "initial",
     "model",
     "evaluation",
     "result.json",
     "report.html",
     "tracker",
+    "log.txt",
+    "attempt.json",
 )
 
 
@@ -127,7 +130,7 @@ class RunDirectory:
             )
         if self.has_run:
             saved = parse_yaml((self.path / "recipe.yaml").read_text(encoding="utf-8"), str(self.path / "recipe.yaml"))
-            changed = _changed_fields(saved, recipe.model_dump(mode="json"))
+            changed = changed_fields(saved, recipe.model_dump(mode="json"))
             if changed:
                 raise RecipeError(
                     f"output.dir={self.path}: an unfinished run of another recipe is here (different: {', '.join(changed[:5])}); "
@@ -147,10 +150,11 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
 
-def _changed_fields(old: Any, new: Any, prefix: str = "") -> list[str]:
+def changed_fields(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """The dotted fields in which two nested mappings differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
-        return [f for k in keys for f in _changed_fields(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k)]
+        return [f for k in keys for f in changed_fields(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k)]
     return [] if old == new else [prefix]
 
 

@@ -147,6 +147,22 @@ def report(
 
 
 @app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="Study file (YAML).", show_default=False)],
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed runs again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan and the time it takes.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at one time, instead of the file's.")] = None,
+) -> None:
+    """Run a grid of recipes: axes and seeds from one base recipe.
+
+    Kill it anywhere: the same command goes on. Finished runs are never repeated.
+    """
+    from stillhouse.cli.study import StudyOptions, study_file
+
+    study_file(file, StudyOptions(retry_failed, dry_run, jobs))
+
+
+@app.command()
 def push(
     run: Annotated[Path, typer.Argument(help="Run directory or model folder.")],
     repo: Annotated[str, typer.Argument(help="Hub repository, org/name.")],

@@ -1,0 +1,1 @@
+"""Studies: a grid of runs, resumable, and what it says."""

@@ -1,0 +1,127 @@
+"""A study file: one base recipe, the axes along which its runs differ, and the seeds.
+
+Pure, like the recipe: no torch, and no file but the study's own is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from stillhouse.errors import did_you_mean
+from stillhouse.recipe import Config
+from stillhouse.recipe_io import read_mapping, validate
+
+RESERVED_FIELDS = ("seed", "output.dir")
+"""Recipe fields that the study itself sets."""
+
+
+def _text(value: Any) -> Any:
+    """YAML reads the label 1000 as a number and `on` as true; the first is as good as its text."""
+    if isinstance(value, bool):
+        raise ValueError(f"YAML reads this label as {str(value).lower()}; put it in quotes")
+    return str(value) if isinstance(value, (int, float)) else value
+
+
+def _mapping(value: Any) -> Any:
+    """A label without overrides (`kd:`) is the base recipe itself."""
+    return {} if value is None else value
+
+
+Label = Annotated[
+    str, BeforeValidator(_text), StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=-]*$", max_length=80)
+]
+"""Labels name folders, so they have no spaces or slashes."""
+Overrides = Annotated[dict[str, Any], BeforeValidator(_mapping)]
+
+
+class StudyBudget(Config):
+    """The same cost for every run, instead of the budgets of its stages.
+
+    Several stages share it in the proportion of their own budgets, which must then be in one unit.
+    """
+
+    tokens: int | None = Field(default=None, ge=1)
+    """Trained tokens, prompts included."""
+    updates: int | None = Field(default=None, ge=1)
+    """Optimizer steps."""
+    flops: float | None = Field(default=None, gt=0)
+    """Floating-point operations by the rule of ``stillhouse.study.cost``."""
+
+    @model_validator(mode="after")
+    def _one(self) -> StudyBudget:
+        if sum(value is not None for value in (self.tokens, self.updates, self.flops)) != 1:
+            raise ValueError("give exactly one of tokens, updates, flops")
+        return self
+
+
+class StudyConfig(Config):
+    name: str = Field(min_length=1)
+    base: str
+    """The recipe that all runs start from; relative to the study file."""
+    output: str
+    """Folder of the study. Like the paths in the recipe it starts at the working directory."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    axes: dict[Label, dict[Label, Overrides]] = Field(default_factory=dict)
+    """Axis, label, and the recipe fields of that label: `stages.0.objective.type: sft`. `*` stands for all
+    items of a list (`data.train.*.limit: 1000`); a value may be a whole object. Axes are applied in order."""
+    exclude: tuple[dict[Label, Label], ...] = ()
+    """Combinations that are left out: `{method: kd, size: "100"}` leaves out every run with both labels."""
+    budget: StudyBudget | None = None
+    retry: int = Field(default=0, ge=0)
+    """Times that a failing run is tried again at once, before it counts as failed."""
+    jobs: int = Field(default=1, ge=1)
+    """Runs at one time; local ones share the cores."""
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> StudyConfig:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: a seed stands twice; name each once")
+        return self
+
+    @model_validator(mode="after")
+    def _axes_have_labels(self) -> StudyConfig:
+        for axis, labels in self.axes.items():
+            if not labels:
+                raise ValueError(f"axes.{axis}: no label; give at least one, for example `{axis}: {{base: {{}}}}`")
+            for label, overrides in labels.items():
+                for field in overrides:
+                    if field in RESERVED_FIELDS:
+                        way = "list it under `seeds`" if field == "seed" else "it follows from `output` and the labels"
+                        raise ValueError(f"axes.{axis}.{label}: {field} is set by the study; {way}")
+        return self
+
+    @model_validator(mode="after")
+    def _exclusions_exist(self) -> StudyConfig:
+        for i, combination in enumerate(self.exclude):
+            where = f"exclude.{i}"
+            if not combination:
+                raise ValueError(f"{where}: an empty combination would leave out every run; name at least one label")
+            for axis, label in combination.items():
+                if axis not in self.axes:
+                    raise ValueError(f"{where}: there is no axis {axis!r}.{did_you_mean(axis, self.axes)}")
+                if label not in self.axes[axis]:
+                    raise ValueError(
+                        f"{where}: axis {axis!r} has no label {label!r}.{did_you_mean(label, self.axes[axis])}"
+                    )
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> StudyConfig:
+        """Read a study file. Raises RecipeError with one line for each wrong field."""
+        return cls.from_mapping(read_mapping(path), where=str(path))
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any], where: str = "study") -> StudyConfig:
+        """Check a study given as a mapping, with the same messages as a file's."""
+        return validate(cls, data, where=where)
+
+    def to_yaml(self) -> str:
+        """The study as YAML, without what is at its default."""
+        return yaml.safe_dump(
+            self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True, width=120
+        )

@@ -1,0 +1,79 @@
+"""What a run costs in floating-point operations, by one documented rule.
+
+``P_s`` and ``P_t`` are the parameters of student and teacher, embeddings included and tied ones counted
+once, as ``result.json`` has them. A token costs ``2 P`` in a forward pass and ``4 P`` more in a backward
+one, so a training run costs
+
+    student = 6 P_s * trained tokens
+    teacher = 2 P_t * trained tokens     in stages whose teacher runs beside the student
+
+Answers that the student writes for on-policy distillation cost it ``2 P_s`` a token more. A teacher that
+was captured into a cache, or wrote its answers beforehand, costs nothing in the run; what its pass over
+the training set took (``2 P_t`` a token, once) is listed apart as ``preparation``, because several runs
+share it. Attention's own products, the evaluations, and the shorter backward pass of LoRA are left out;
+an untied input embedding is counted although a look-up does no arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stillhouse.recipe import DistillationObjective, GKDObjective, Recipe, SequenceKDObjective, StageConfig
+
+FORWARD = 2.0
+TRAIN = 6.0
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of a run; ``preparation`` is not in ``total``."""
+
+    student: float
+    teacher: float
+    preparation: float
+
+    @property
+    def total(self) -> float:
+        return self.student + self.teacher
+
+    def to_json(self) -> dict[str, float]:
+        """Return the ``flops`` object of ``study_result.json``."""
+        return {
+            "student": self.student,
+            "teacher": self.teacher,
+            "total": self.total,
+            "preparation": self.preparation,
+        }
+
+
+def student_flops_per_token(stage: StageConfig, student: int) -> float:
+    """What one trained token of ``stage`` costs a student of so many parameters."""
+    written = stage.objective.on_policy_fraction if isinstance(stage.objective, GKDObjective) else 0.0
+    return (TRAIN + FORWARD * written) * student
+
+
+def teacher_flops_per_token(recipe: Recipe, stage: StageConfig, teacher: int | None) -> float:
+    """What one trained token of ``stage`` costs the teacher while it runs beside the student."""
+    if teacher is None or recipe.teacher is None or recipe.teacher.source == "cache":
+        return 0.0
+    return FORWARD * teacher if isinstance(stage.objective, DistillationObjective) else 0.0
+
+
+def run_flops(recipe: Recipe, tokens: dict[str, int], training_set: int, *, student: int, teacher: int | None) -> Flops:
+    """The cost of a run that trained on ``tokens`` by stage name.
+
+    ``training_set``: tokens of the training set, over which a prepared teacher passed once.
+    """
+    own = sum(student_flops_per_token(stage, student) * tokens.get(stage.name, 0) for stage in recipe.stages)
+    beside = sum(teacher_flops_per_token(recipe, stage, teacher) * tokens.get(stage.name, 0) for stage in recipe.stages)
+    prepared = _is_prepared(recipe) and teacher is not None
+    return Flops(own, beside, FORWARD * (teacher or 0) * training_set if prepared else 0.0)
+
+
+def _is_prepared(recipe: Recipe) -> bool:
+    cached = recipe.teacher is not None and recipe.teacher.source == "cache"
+    return any(
+        isinstance(stage.objective, SequenceKDObjective)
+        or (cached and isinstance(stage.objective, DistillationObjective))
+        for stage in recipe.stages
+    )

@@ -1,0 +1,197 @@
+"""From a study file to its runs: every combination of labels and seeds, resolved and checked before any starts."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import RecipeError
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_io import read_mapping, recipe_from_mapping, set_field
+from stillhouse.study.budget import Sizes, apply_budget
+from stillhouse.study.config import StudyConfig
+
+RUNS_FOLDER = "runs"
+_ERRORS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of labels and a seed; ``run`` is the directory that answers it, relative to the output."""
+
+    labels: dict[str, str]
+    seed: int
+    run: str
+
+    def describe(self) -> str:
+        """For people: ``method=kd, size=100, seed 0``."""
+        return ", ".join([*(f"{axis}={label}" for axis, label in self.labels.items()), f"seed {self.seed}"])
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run to do: its directory relative to the output, and its whole recipe."""
+
+    name: str
+    recipe: Recipe
+    cell: Cell
+    """The first cell that it answers."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a study in their order, and the runs behind them; cells of equal recipes share a run."""
+
+    config: StudyConfig
+    cells: tuple[Cell, ...]
+    runs: dict[str, PlannedRun]
+
+    @property
+    def output(self) -> Path:
+        """The study's folder, relative to the working directory."""
+        return Path(self.config.output)
+
+
+def plan_study(
+    config: StudyConfig, folder: Path, *, where: str = "study", sizes: Callable[[], Sizes] | None = None
+) -> Plan:
+    """Expand the grid and check every resolved recipe.
+
+    ``folder`` is where the path of the base recipe starts; ``sizes`` gives the sizes of a recipe's
+    models, which only a budget in FLOPs asks for. The order is by seed first, then by the axes as
+    the file names them, so that the runs that are compared with each other end together.
+
+    Raises RecipeError that names axis, label and field of everything that is wrong.
+    """
+    base = read_mapping(folder / config.base)
+    cells: list[Cell] = []
+    runs: dict[str, PlannedRun] = {}
+    owners: dict[str, str] = {}
+    names: dict[str, dict[str, str]] = {}
+    errors = _Errors(config, base, where)
+    measured = sizes() if sizes is not None and config.budget is not None and config.budget.flops is not None else None
+    for seed, labels in itertools.product(config.seeds, _combinations(config)):
+        name = _run_name(labels, seed)
+        if names.setdefault(name, labels) != labels:
+            raise RecipeError(
+                f"{where}: the labels {_show(names[name])} and {_show(labels)} would share the folder {name}; rename one"
+            )
+        try:
+            data = _resolve(config, base, labels, seed, name, where)
+            recipe = recipe_from_mapping(data, where=f"{where}: {_show(labels)}" if labels else where)
+            if config.budget is not None:
+                recipe = apply_budget(recipe, config.budget, measured, where=f"{where}: {_show(labels)}")
+        except RecipeError as error:
+            errors.add(labels, str(error))
+            continue
+        run = owners.setdefault(fingerprint(recipe), name)
+        cells.append(Cell(labels, seed, run))
+        if run == name:
+            runs[name] = PlannedRun(name, recipe, cells[-1])
+    errors.raise_if_any()
+    if not cells:
+        raise RecipeError(f"{where}: exclude leaves out every run; drop one of its combinations")
+    return Plan(config, tuple(cells), runs)
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """What a recipe does, as text: all of it but the place of its output."""
+    data = recipe.model_dump(mode="json")
+    del data["output"]["dir"]
+    return json.dumps(data, sort_keys=True)
+
+
+def held_out_notes(plan: Plan) -> list[str]:
+    """What a reader should know about the rows on which the runs are compared."""
+    drawn = {
+        tuple((source.limit, source.limit_per_domain) for source in run.recipe.data.train)
+        for run in plan.runs.values()
+        if not run.recipe.data.validation and not run.recipe.evaluation.test
+    }
+    limited = any(value is not None for limits in drawn for limit in limits for value in limit)
+    if not limited or (len(drawn) == 1 and len(plan.config.seeds) == 1):
+        return []
+    return [
+        "held-out rows are split off the training rows, and these are drawn with `limit`: runs of other sizes or seeds "
+        "are measured on other rows; name held-out files under `data.validation` or `evaluation.test` of the base recipe"
+    ]
+
+
+def _combinations(config: StudyConfig) -> Iterator[dict[str, str]]:
+    for labels in itertools.product(*config.axes.values()):
+        chosen = dict(zip(config.axes, labels, strict=True))
+        if not any(all(chosen[axis] == label for axis, label in out.items()) for out in config.exclude):
+            yield chosen
+
+
+def _run_name(labels: Mapping[str, str], seed: int) -> str:
+    return f"{RUNS_FOLDER}/{'-'.join([*labels.values(), f'seed{seed}'])}"
+
+
+def _resolve(
+    config: StudyConfig, base: Mapping[str, Any], labels: Mapping[str, str], seed: int, name: str, where: str
+) -> dict[str, Any]:
+    data = copy.deepcopy(dict(base))
+    for axis, label in labels.items():
+        for field, value in config.axes[axis][label].items():
+            set_field(data, field, value, where=f"{where}: axes.{axis}.{label}: {field}")
+    output = data.get("output")
+    data["seed"] = seed
+    data["output"] = {**(output if isinstance(output, dict) else {}), "dir": f"{config.output}/{name}"}
+    return data
+
+
+def _show(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{axis}={label}" for axis, label in labels.items())
+
+
+class _Errors:
+    """Collects what is wrong over the grid, says it once, and names the overrides that it follows from."""
+
+    def __init__(self, config: StudyConfig, base: Mapping[str, Any], where: str) -> None:
+        self._config, self._where = config, where
+        self._lines: dict[str, str] = {}
+        self._own = self._lines_of_base(base)
+
+    def add(self, labels: Mapping[str, str], message: str) -> None:
+        prefixes = (f"{self._where}: {_show(labels)}: ", f"{self._where}: ")
+        for line in message.splitlines():
+            prefix = next((p for p in prefixes if line.startswith(p)), "")
+            text = line.removeprefix(prefix)
+            if text in self._own:
+                self._lines.setdefault(text, f"{self._config.base}: {text}")
+                continue
+            cause = self._cause(labels, text)
+            place = f"axes.{cause[0]}.{cause[1]}" if cause else _show(labels)
+            by = f" (set by {cause[2]!r})" if cause else ""
+            key = f"{place}: {text}" if cause else text
+            self._lines.setdefault(key, f"{self._where}: {place}: {text}{by}" if place else f"{self._where}: {text}")
+
+    def raise_if_any(self) -> None:
+        if not self._lines:
+            return
+        lines = list(self._lines.values())
+        more = len(lines) - _ERRORS_SHOWN
+        raise RecipeError("\n".join(lines[:_ERRORS_SHOWN] + ([f"and {more} more"] if more > 0 else [])))
+
+    def _lines_of_base(self, base: Mapping[str, Any]) -> set[str]:
+        try:
+            recipe_from_mapping(base, where="base")
+        except RecipeError as error:
+            return {line.removeprefix("base: ") for line in str(error).splitlines()}
+        return set()
+
+    def _cause(self, labels: Mapping[str, str], text: str) -> tuple[str, str, str] | None:
+        """The last override that touches the field at which the message begins."""
+        field = text.split(":", 1)[0].split("=", 1)[0].strip().split(".")
+        for axis, label in reversed(list(labels.items())):
+            for key in reversed(list(self._config.axes[axis][label])):
+                pairs = zip(key.split("."), field, strict=False)
+                if all(ours in (theirs, "*") for ours, theirs in pairs):
+                    return axis, label, key
+        return None

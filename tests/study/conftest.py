@@ -1,0 +1,105 @@
+"""A study of tiny runs: random models of one tokenizer, 31 chat rows, float32, no compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_study import SFT, WriteStudy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+@pytest.fixture(scope="session")
+def small_teacher_dir(
+    tiny_config: LlamaConfig, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Another random model of the same tokenizer, wider than the student."""
+    folder = tmp_path_factory.mktemp("small_teacher")
+    config = LlamaConfig(**{**tiny_config.to_dict(), "hidden_size": 48, "num_hidden_layers": 2, "head_dim": 12})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        LlamaForCausalLM(config).float().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def base_data(tiny_model_dir: Path, small_teacher_dir: Path, chat_jsonl: Path) -> dict[str, Any]:
+    """A KD recipe of six steps, as a mapping."""
+    return {
+        "teacher": {"path": str(small_teacher_dir)},
+        "student": {"path": str(tiny_model_dir)},
+        "data": {"train": [{"path": str(chat_jsonl)}], "validation_fraction": 0.2, "max_seq_len": 64},
+        "stages": [
+            {
+                "objective": {"type": "kd"},
+                "optimisation": {
+                    "budget": {"steps": 6},
+                    "learning_rate": 1e-2,
+                    "batch_tokens": 128,
+                    "micro_batch_tokens": 64,
+                    "precision": "float32",
+                    "compile_head": False,
+                },
+            }
+        ],
+        "evaluation": {"every_steps": 3, "generation": {"rows": 0, "samples": 1, "max_new_tokens": 4}},
+        "checkpoints": {"every_steps": 1},
+        "output": {"dir": "unused"},
+    }
+
+
+@pytest.fixture
+def write_study(tmp_path: Path, base_data: dict[str, Any]) -> WriteStudy:
+    """Write base.yaml and study.yaml; keyword arguments replace fields of the study."""
+
+    def write(name: str = "study", **fields: Any) -> Path:
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump(base_data))
+        path = tmp_path / f"{name}.yaml"
+        data = {
+            "name": "tiny",
+            "base": "base.yaml",
+            "output": str(tmp_path / name),
+            "seeds": [0, 1],
+            "axes": {"method": {"kd": {}, "sft": SFT}},
+            **fields,
+        }
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements are shared between runs of a machine, not between tests."""
+    monkeypatch.setenv("STILLHOUSE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def start_study() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start ``stillhouse study FILE`` as a process of its own; what is left of it ends with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(path: Path, *options: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stillhouse.cli.main", "study", str(path), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
