@@ -23,12 +23,20 @@ class DataError(StillhouseError, ValueError):
     """Rows cannot be read or used; the message names file and line."""
 
 
+class EmptySourceError(DataError):
+    """A file or split without a single row."""
+
+
 class ModelError(StillhouseError, ValueError):
     """A model or tokenizer cannot be loaded, or does not fit the other one."""
 
 
 class OutputError(StillhouseError, OSError):
     """The output place exists already, cannot be written or is too small."""
+
+
+class ServerError(StillhouseError, RuntimeError):
+    """A served model does not answer, refuses, or answers with something else; no message holds a key."""
 
 
 class MissingDependencyError(StillhouseError, ImportError):

@@ -8,9 +8,10 @@ writes the files.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -74,11 +75,48 @@ class CacheConfig(Config):
     """Fixed at capture: the objective's temperature must be the same."""
 
 
+class ServerConfig(Config):
+    """A server that speaks OpenAI's protocol."""
+
+    url: str
+    """Where its API begins, for instance `http://127.0.0.1:8000/v1`."""
+    model: str = Field(min_length=1)
+    """The name under which it serves the model."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; the key itself belongs in no file. None: the server wants none."""
+    concurrency: int = Field(default=16, ge=1, le=1024)
+    """Requests that are under way at a time."""
+    timeout_seconds: PositiveFloat = 300.0
+    """For one attempt, from request to the whole answer."""
+    max_retries: int = Field(default=8, ge=0)
+    """Attempts after the first, with growing waits; Retry-After and rate-limit headers are honoured."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain_address(cls, value: str) -> str:
+        # The value stays out of the message: an address with a password or a key in it is what is refused.
+        if re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", value) is None:
+            raise ValueError(
+                "must be an http:// or https:// address without user, password or query, such as "
+                "http://127.0.0.1:8000/v1 (a key belongs in the environment: api_key_env)"
+            )
+        return value.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable_name(cls, value: str | None) -> str | None:
+        if value is not None and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) is None:
+            raise ValueError("must be the name of an environment variable, not the key itself")
+        return value
+
+
 class TeacherConfig(ModelConfig):
-    source: Literal["live", "cache"] = "live"
+    source: Literal["live", "cache", "server"] = "live"
     """`live`: the model runs beside the student. `cache`: `stillhouse capture` scored the data once, and
-    training reads the targets from `cache.dir`."""
+    training reads the targets from `cache.dir`. `server`: the same, but `stillhouse capture` asks `server`, and
+    `path` only names the tokenizer (the weights need not be here)."""
     cache: CacheConfig | None = None
+    server: ServerConfig | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` follows the stage's precision."""
     placement: Literal["whole", "sharded", "offload"] = "whole"
@@ -270,6 +308,17 @@ class ConvexMixing(Config):
 MixingConfig = Annotated[AdditiveMixing | ConvexMixing, Field(discriminator="type")]
 
 
+class RolloutConfig(Config):
+    """How a model continues the prompts of the data."""
+
+    max_new_tokens: int = Field(default=128, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy decoding."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Rows * (prompt + answer) that are generated at one time."""
+
+
 class SFTObjective(Config):
     """Cross-entropy on the targets of the data: supervised fine-tuning, or continual pre-training on text."""
 
@@ -281,10 +330,9 @@ class SFTObjective(Config):
         return 1.0, 0.0
 
 
-class KDObjective(Config):
-    """Cross-entropy and a divergence from the teacher on the sequences of the data."""
+class DistillationObjective(Config):
+    """Cross-entropy and a divergence from the teacher's next-token distributions."""
 
-    type: Literal["kd"]
     divergence: DivergenceConfig = ForwardKL()
     mixing: MixingConfig = ConvexMixing()
     temperature: PositiveFloat = 1.0
@@ -299,7 +347,43 @@ class KDObjective(Config):
         return 1.0 - self.mixing.kd_weight, self.mixing.kd_weight
 
 
-ObjectiveConfig = Annotated[SFTObjective | KDObjective, Field(discriminator="type")]
+class KDObjective(DistillationObjective):
+    """Supervised KD: teacher and student are compared on the sequences of the data."""
+
+    type: Literal["kd"]
+
+
+class GKDObjective(DistillationObjective):
+    """Generalized KD (Agarwal 2024, arXiv 2306.13649): part of the steps on the student's own answers.
+
+    A step on the student's answers has no cross-entropy, since nobody wrote them.
+    """
+
+    type: Literal["gkd"]
+    divergence: DivergenceConfig = JSD(type="jsd")
+    mixing: MixingConfig = ConvexMixing(kd_weight=1.0)
+    on_policy_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Share of the steps on answers that the student writes (lambda); 0 is supervised KD, 1 on-policy KD."""
+    rollout: RolloutConfig = RolloutConfig(temperature=0.9)
+    buffer_steps: int = Field(default=1, ge=1)
+    """On-policy steps whose answers are written in one go: faster, and up to so many steps old."""
+
+
+class SequenceKDObjective(Config):
+    """Sequence-level KD (Kim and Rush 2016, arXiv 1606.07947): cross-entropy on answers that the teacher writes."""
+
+    type: Literal["sequence_kd"]
+    rollout: RolloutConfig = RolloutConfig(max_new_tokens=256)
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """(weight of CE, weight of the divergence)."""
+        return 1.0, 0.0
+
+
+ObjectiveConfig = Annotated[
+    SFTObjective | KDObjective | GKDObjective | SequenceKDObjective, Field(discriminator="type")
+]
 
 
 # --- optimisation ---------------------------------------------------------------------------
@@ -400,11 +484,140 @@ MixtureConfig = Annotated[
 ]
 
 
+class StageData(Config):
+    """Training rows of one stage; how they are read, and what is held out, is the recipe's ``data``."""
+
+    train: tuple[SourceConfig, ...] = Field(min_length=1)
+    when_empty: Literal["error", "skip"] = "error"
+    """`skip` leaves the stage out when no document is left, and says so in the result."""
+
+
 class StageConfig(Config):
     name: str = Field(default="main", pattern=r"^[A-Za-z0-9_-]+$")
+    data: StageData | None = None
+    """None: the recipe's training rows."""
+    optimizer: Literal["fresh", "continued"] = "fresh"
+    """`continued` takes over the moments of the stage before; weights are always taken over."""
     objective: ObjectiveConfig
     mixture: MixtureConfig = ProportionalMixture()
     optimisation: OptimisationConfig = OptimisationConfig()
+
+
+# --- synthesis ------------------------------------------------------------------------------
+
+
+class RegexFormat(Config):
+    type: Literal["regex"]
+    pattern: str
+    """The whole text must match, white space around it aside. A group named `answer` is what samples vote on."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> RegexFormat:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"pattern={self.pattern!r} is not a regular expression: {error}") from error
+        return self
+
+
+class JsonSchemaFormat(Config):
+    type: Literal["json_schema"]
+    definition: dict[str, Any]
+    """A JSON schema that the text, read as JSON, must satisfy."""
+
+
+class LabelsFormat(Config):
+    type: Literal["labels"]
+    labels: tuple[str, ...] = ()
+    """Empty: the answers that the seeds have."""
+    file: str | None = None
+    """JSON list of the labels."""
+
+
+class PredicateFormat(Config):
+    """Decided by the function that Python code gives to `synthesize`."""
+
+    type: Literal["predicate"]
+
+
+FormatConfig = Annotated[RegexFormat | JsonSchemaFormat | LabelsFormat | PredicateFormat, Field(discriminator="type")]
+
+
+class LabellingConfig(RolloutConfig):
+    samples: int = Field(default=1, ge=1)
+    """Answers for an input; the most frequent one is kept (self-consistency). More than 1 needs a temperature."""
+    min_agreement: float = Field(default=0.5, gt=0, le=1)
+    """Drop inputs for which fewer of the samples agree."""
+    examples: int | None = Field(default=None, ge=0)
+    """Seeds most like the input that are shown with their answers; None: 4 for the teacher, 0 for a `label_model`."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> LabellingConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples={self.samples} greedy answers would be equal; set temperature, 0.7 is usual")
+        return self
+
+
+class SynthesisFilters(Config):
+    rouge_l: float = Field(default=0.7, gt=0, le=1)
+    """Drop inputs whose ROUGE-L F1 with a seed or a kept input is above this, or whose word shingles overlap more."""
+    length_factor: float | None = Field(default=2.0, ge=1)
+    """Words of inputs and answers: from the shortest seed's divided by this to the longest seed's times this."""
+    languages: tuple[str, ...] = ()
+    """ISO 639-1 codes that inputs may have (`[en]`); empty: not looked at."""
+    nll_tail: float = Field(default=0.05, ge=0, lt=0.5)
+    """Drop so large a share at either end of the labeller's NLL of its answers; 0: none."""
+    contamination: float = Field(default=0.5, ge=0, lt=1)
+    """An evaluation row is contaminated when more of its tokens lie in 8-grams that one row shares with it."""
+    contaminated_seeds: Literal["abort", "drop"] = "abort"
+    """What to do when seeds themselves contaminate the evaluation."""
+
+
+class SynthesisConfig(Config):
+    """New inputs in the manner of human ones, labelled by a model (`stillhouse synthesize`)."""
+
+    dir: str
+    """Folder for `synthetic.jsonl`, which a stage's `data.train` can name, the journal and the report."""
+    seeds: tuple[SourceConfig, ...] = ()
+    """Human rows; empty means the training rows of the recipe."""
+    ratio: float | None = Field(default=None, gt=0)
+    """Rows to make for each seed."""
+    count: int | None = Field(default=None, ge=1)
+    """Rows to make."""
+    description: str | None = None
+    """What the inputs are, in a sentence or two, for the model that writes them."""
+    frame: str | None = None
+    """What stands around every input, with `{input}` for it; None: what all seeds begin and end with."""
+    human_examples: int = Field(default=6, ge=1)
+    synthetic_examples: int = Field(default=2, ge=0)
+    """Kept inputs among the examples, once there are some; human ones stand in before."""
+    format: FormatConfig
+    """What an answer must look like."""
+    input_format: FormatConfig | None = None
+    """What an input must look like, without its frame."""
+    inputs: RolloutConfig = RolloutConfig(temperature=0.8, top_p=0.95)
+    labels: LabellingConfig = LabellingConfig()
+    filters: SynthesisFilters = SynthesisFilters()
+    input_model: TeacherConfig | None = None
+    """Writes the inputs; None: the teacher."""
+    label_model: TeacherConfig | None = None
+    """Writes the answers; None: the teacher."""
+    evaluation: tuple[SourceConfig, ...] = ()
+    """Rows that must not be contaminated, besides the recipe's validation and test rows."""
+    batch_size: int = Field(default=32, ge=1)
+    """Candidates that are written before they are filtered and labelled."""
+    max_candidates: int | None = Field(default=None, ge=1)
+    """None: 20 for each row to make."""
+    max_fruitless_batches: int = Field(default=5, ge=1)
+    """Stop after so many batches in a row that bring no row."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> SynthesisConfig:
+        if (self.ratio is None) == (self.count is None):
+            raise ValueError("give one of ratio and count: how many rows to make")
+        if self.frame is not None and self.frame.count("{input}") != 1:
+            raise ValueError(f"frame={self.frame!r}: write {{input}} once, where the input stands")
+        return self
 
 
 # --- running --------------------------------------------------------------------------------
@@ -457,7 +670,8 @@ class Recipe(Config):
     teacher: TeacherConfig | None = None
     student: StudentConfig
     data: DataConfig
-    stages: tuple[StageConfig, ...] = Field(min_length=1, max_length=1)
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    synthesis: SynthesisConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -471,10 +685,15 @@ class Recipe(Config):
                     raise ValueError(
                         f"stages.{i}.mixture.type={stage.mixture.type} compares the student with a teacher; add `teacher`"
                     )
-                if stage.objective.type == "kd":
+                if not isinstance(stage.objective, SFTObjective):
                     raise ValueError(
-                        f"stages.{i}.objective.type=kd needs a teacher; add `teacher: {{path: ...}}` or use type: sft"
+                        f"stages.{i}.objective.type={stage.objective.type} needs a teacher; "
+                        "add `teacher: {path: ...}` or use type: sft"
                     )
+            if self.synthesis and not (self.synthesis.input_model and self.synthesis.label_model):
+                raise ValueError(
+                    "synthesis needs a model to ask; add `teacher`, or synthesis.input_model and label_model"
+                )
             if isinstance(self.student, PrunedStudent) and self.student.source is None:
                 raise ValueError(
                     "student.type=pruned prunes the teacher, and there is none; add `teacher` or `student.source`"
@@ -487,13 +706,21 @@ class Recipe(Config):
         if self.teacher is None:
             return self
         cache = self.teacher.cache
-        if (self.teacher.source == "cache") != (cache is not None):
-            raise ValueError("teacher.source=cache and teacher.cache belong together; give both or neither")
+        if (self.teacher.source != "live") != (cache is not None):
+            raise ValueError(
+                f"teacher.source={self.teacher.source}: cache and server need teacher.cache, and live has none; "
+                "source and teacher.cache belong together"
+            )
         for i, stage in enumerate(self.stages):
             objective = stage.objective
-            if cache is None or not isinstance(objective, KDObjective):
+            if cache is None or not isinstance(objective, DistillationObjective):
                 continue
             field = f"stages.{i}.objective"
+            if isinstance(objective, GKDObjective) and objective.on_policy_fraction > 0:
+                raise ValueError(
+                    f"{field}.on_policy_fraction={objective.on_policy_fraction}: a cache knows nothing of what the "
+                    "student writes; use teacher.source=live, or on_policy_fraction: 0"
+                )
             if cache.codec.type != "topk_ghost" and not isinstance(objective.divergence, ForwardKL):
                 raise ValueError(
                     f"{field}.divergence.type={objective.divergence.type} cannot be used with "
@@ -503,6 +730,61 @@ class Recipe(Config):
                 raise ValueError(
                     f"{field}.temperature={objective.temperature} differs from teacher.cache.temperature="
                     f"{cache.temperature}, at which the targets are captured; make them equal"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _a_server_can_give_it(self) -> Recipe:
+        """A server shows its likeliest tokens, as it would say them, of its own vocabulary."""
+        if self.teacher is None:
+            return self
+        if (self.teacher.source == "server") != (self.teacher.server is not None):
+            raise ValueError("teacher.source=server and teacher.server belong together; give both or neither")
+        cache = self.teacher.cache
+        if self.teacher.source != "server" or cache is None:
+            return self
+        if cache.codec.type != "topk_ghost":
+            raise ValueError(
+                f"teacher.cache.codec.type={cache.codec.type}: a server gives only its likeliest tokens; use "
+                "`codec: {type: topk_ghost, k: 20}`, with k up to the server's --max-logprobs (20 is vLLM's default, "
+                "raise it for more)"
+            )
+        if cache.temperature != 1.0:
+            raise ValueError(
+                f"teacher.cache.temperature={cache.temperature}: a server gives its log-probabilities at temperature 1 "
+                "alone; set it and the objective's temperature to 1, or use teacher.source=cache with the weights here"
+            )
+        if isinstance(self.student, PrunedStudent) and (
+            self.student.source is None or self.student.vocabulary is not None
+        ):
+            raise ValueError(
+                "student.type=pruned: the weights of a served teacher are not here to be pruned, and it answers for its "
+                "own vocabulary; name student.source, without student.vocabulary"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_follow_each_other(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise ValueError(f"stages.{i}.name={name}: an earlier stage has this name; give each its own")
+        if self.stages[0].optimizer == "continued":
+            raise ValueError("stages.0.optimizer=continued: there is no stage before the first; use fresh")
+        return self
+
+    @model_validator(mode="after")
+    def _someone_answers(self) -> Recipe:
+        for i, stage in enumerate(self.stages):
+            objective = stage.objective
+            if isinstance(objective, GKDObjective) and objective.weights[1] == 0:
+                raise ValueError(
+                    f"stages.{i}.objective.mixing: gkd with a divergence of weight 0 learns nothing; raise the weight"
+                )
+            if isinstance(objective, SequenceKDObjective) and self.teacher and self.teacher.placement == "sharded":
+                raise ValueError(
+                    f"stages.{i}.objective.type=sequence_kd: each process has the teacher write its own share of the "
+                    "answers, so teacher.placement=sharded cannot be used; use whole or offload"
                 )
         return self
 

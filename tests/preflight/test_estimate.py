@@ -20,7 +20,16 @@ def recipe(data: dict[str, Any], **optimisation: Any) -> Recipe:
 
 
 def test_memory_counts_masters_gradients_moments_copies_and_the_head_chunk(recipe_data: dict[str, Any]) -> None:
-    guess = estimate(recipe(recipe_data), STUDENT, TEACHER, tokens=1000, steps=1, dtype=torch.bfloat16, flops=1e9)
+    guess = estimate(
+        made := recipe(recipe_data),
+        made.stages[0],
+        STUDENT,
+        TEACHER,
+        tokens=1000,
+        steps=1,
+        dtype=torch.bfloat16,
+        flops=1e9,
+    )
     weights = 1_000_000 * (16 + 2) + 3_000_000 * 2
     activations = 1000 * 2 * 10 * 34 * 2
     logits = 16 * 100 * 3 * 4
@@ -30,14 +39,25 @@ def test_memory_counts_masters_gradients_moments_copies_and_the_head_chunk(recip
 
 
 def test_time_is_six_operations_a_parameter_and_two_for_the_teacher(recipe_data: dict[str, Any]) -> None:
-    guess = estimate(recipe(recipe_data), STUDENT, TEACHER, tokens=1000, steps=1, dtype=torch.float32, flops=2e9)
+    guess = estimate(
+        made := recipe(recipe_data),
+        made.stages[0],
+        STUDENT,
+        TEACHER,
+        tokens=1000,
+        steps=1,
+        dtype=torch.float32,
+        flops=2e9,
+    )
     assert guess.seconds == pytest.approx(1000 * (6e6 + 2 * 3e6) / 1e9)
 
 
 def test_checkpointing_and_sft_take_less(recipe_data: dict[str, Any]) -> None:
     def memory(teacher: ModelSize | None, **optimisation: Any) -> int:
         made = recipe(recipe_data, **optimisation)
-        return estimate(made, STUDENT, teacher, tokens=1, steps=1, dtype=torch.float32, flops=1e9).memory_bytes
+        return estimate(
+            made, made.stages[0], STUDENT, teacher, tokens=1, steps=1, dtype=torch.float32, flops=1e9
+        ).memory_bytes
 
     assert memory(TEACHER, gradient_checkpointing=True) < memory(TEACHER)
     assert memory(None) < memory(TEACHER)

@@ -31,11 +31,11 @@ if stop_after:  # a signal that reaches one rank only
     import os, signal
     original = step.TrainStep.run
     seen = [0]
-    def counted(self, *arguments):
+    def counted(self, *arguments, **keywords):
         seen[0] += 1
         if seen[0] == stop_after and os.environ.get("RANK", "0") == os.environ.get("SIGNALLED", "0"):
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *arguments)
+        return original(self, *arguments, **keywords)
     step.TrainStep.run = counted
 run.train(load_recipe(Path(sys.argv[1])))
 """

@@ -52,11 +52,16 @@ def test_a_value_that_is_not_finite_becomes_null(tmp_path: Path) -> None:
 
 def test_resuming_forgets_what_comes_after_and_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    lines = [json.dumps({"event": "step", "step": s}) for s in range(5)]
+    lines = [json.dumps({"event": "step", "stage": n, "step": s}) for n in ("one", "two") for s in range(5)]
     path.write_text("\n".join(lines) + '\n{"event": "st')
-    forget_after(path, 2)
-    assert [line["step"] for line in read(path)] == [0, 1, 2]
-    forget_after(tmp_path / "none.jsonl", 2)
+    forget_after(path, "two", 2, earlier=["one"])
+    assert [(line["stage"], line["step"]) for line in read(path)] == [
+        *(("one", s) for s in range(5)),
+        *(("two", s) for s in range(3)),
+    ]
+    forget_after(path, "one", 1)
+    assert [(line["stage"], line["step"]) for line in read(path)] == [("one", 0), ("one", 1)]
+    forget_after(tmp_path / "none.jsonl", "one", 2)
     assert not (tmp_path / "none.jsonl").exists()
 
 

@@ -105,11 +105,11 @@ def test_interrupted_inside_an_interval_it_resumes_to_the_identical_plan(
     original = TrainStep.run
     seen = [0]
 
-    def run(self: TrainStep, *arguments: Any) -> Any:
+    def run(self: TrainStep, *arguments: Any, **keywords: Any) -> Any:
         seen[0] += 1
         if seen[0] == step:
             signal.raise_signal(signal.SIGTERM)
-        return original(self, *arguments)
+        return original(self, *arguments, **keywords)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "run", run)
@@ -144,9 +144,9 @@ def test_a_step_holds_the_same_documents_however_it_is_split(
     drawn: list[list[int]] = []
     original = StageLoop._share
 
-    def share(self: StageLoop, indices: Any) -> Any:
+    def share(self: StageLoop, documents: Any, indices: Any) -> Any:
         drawn.append(sorted(indices.tolist()))
-        return original(self, indices)
+        return original(self, documents, indices)
 
     monkeypatch.setattr(StageLoop, "_share", share)
     train(mixed(make_recipe, "a", DDK))

@@ -44,11 +44,11 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signa
     original = TrainStep.run
     seen = {"steps": 0}
 
-    def run(self: TrainStep, *args: Any) -> Any:
+    def run(self: TrainStep, *args: Any, **keywords: Any) -> Any:
         seen["steps"] += 1
         if seen["steps"] == step:
             os.kill(os.getpid(), number)
-        return original(self, *args)
+        return original(self, *args, **keywords)
 
     monkeypatch.setattr(TrainStep, "run", run)
 

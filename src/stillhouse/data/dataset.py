@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from stillhouse.data.prepare import Prepared, prepare
 from stillhouse.data.rows import Row, prompt_digest
 from stillhouse.data.sources import draw, load_rows
 from stillhouse.errors import DataError
-from stillhouse.recipe import DataConfig, EvaluationConfig, SourceConfig
+from stillhouse.recipe import DataConfig, EvaluationConfig, SourceConfig, StageData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,20 +24,29 @@ HELD_OUT_SEED = 0
 
 @dataclass(frozen=True)
 class Dataset:
-    """The three splits. All number their domains alike; ``test`` is ``validation`` where no test rows are given."""
+    """The three splits. All number their domains alike; ``test`` is ``validation`` where no test rows are given.
+
+    ``stages`` holds the training rows of stages that bring their own.
+    """
 
     train: Prepared
     validation: Prepared
     test: Prepared
+    stages: Mapping[str, Prepared] = field(default_factory=dict)
 
     @property
     def domains(self) -> tuple[str, ...]:
         """The sorted domains of all splits."""
         return self.train.documents.domains
 
+    def of_stage(self, name: str) -> Dataset:
+        """The same with the training rows of one stage."""
+        return replace(self, train=self.stages.get(name, self.train), stages={})
+
     def reports(self) -> dict[str, Any]:
-        """What became of the rows of each split, as JSON."""
+        """What became of the rows of each split, as JSON; a stage's own rows are ``train of NAME``."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        splits |= {f"train of {name}": prepared for name, prepared in self.stages.items()}
         return {name: prepared.report.as_dict() for name, prepared in splits.items()}
 
 
@@ -49,8 +58,11 @@ def load_dataset(
     base_dir: Path,
     tokenizer_hash: str,
     test: EvaluationConfig,
+    stages: Mapping[str, StageData] | None = None,
 ) -> Dataset:
     """Read, split and tokenize all data of a recipe.
+
+    ``stages``: the training rows of the stages that bring their own.
 
     No document and no prompt (see :func:`prompt_digest`) of validation or test is trained on: such
     training rows are dropped and counted as ``leaked_into_evaluation``. Which rows are held out does
@@ -70,7 +82,13 @@ def load_dataset(
             train_rows, config.validation_fraction, config.validation_limit_per_domain
         )
 
-    domains = sorted({row.domain for rows in (train_rows, validation_rows, test_rows) for row in rows})
+    own: dict[str, tuple[list[Row], int]] = {}
+    for name, data in (stages or {}).items():
+        may_be_empty = data.when_empty == "skip"
+        rows = load_rows(data.train, seed=seed, base_dir=base_dir, allow_empty=may_be_empty)
+        own[name] = drop_leaked(rows, [*validation_rows, *test_rows])
+    every = (train_rows, validation_rows, test_rows, *(rows for rows, _ in own.values()))
+    domains = sorted({row.domain for rows in every for row in rows})
 
     def tokenized(rows: Sequence[Row], held_out: Collection[bytes] = frozenset()) -> Prepared:
         return prepare(
@@ -86,22 +104,34 @@ def load_dataset(
     validation = tokenized(validation_rows)
     tested = tokenized(test_rows) if test.test else validation
     held_out = {document.uid for prepared in (validation, tested) for document in prepared.documents}
-    train = tokenized(train_rows, held_out)
-    total_leaked = leaked + train.report.leaked_into_evaluation
+    train = _count_leaked(tokenized(train_rows, held_out), leaked)
     if not len(train.documents):
         raise DataError(
             f"data.train: no document is left to train on: of {len(train_rows) + leaked} rows,"
-            f" {train.report.num_rejected} were rejected and {total_leaked} stand in validation or test; give more rows"
+            f" {train.report.num_rejected} were rejected and {train.report.leaked_into_evaluation} stand in validation"
+            " or test; give more rows"
         )
     if not len(validation.documents):
         raise DataError(
             "data.validation: there is no document to validate on; give `data.validation`, or training rows with at"
             " least two different prompts in a domain"
         )
-    train = replace(train, report=replace(train.report, leaked_into_evaluation=total_leaked))
+    prepared = {name: _count_leaked(tokenized(rows, held_out), dropped) for name, (rows, dropped) in own.items()}
+    for name, data in (stages or {}).items():
+        if data.when_empty == "error" and not len(prepared[name].documents):
+            raise DataError(
+                f"stages.{name}.data.train: no document is left of {len(own[name][0]) + own[name][1]} rows; "
+                "give more rows, or set when_empty: skip"
+            )
     validation_with_warnings = _warn_of_empty_domains(validation, "validation", train)
     tested = validation_with_warnings if tested is validation else _warn_of_empty_domains(tested, "test", train)
-    return Dataset(train, validation_with_warnings, tested)
+    return Dataset(train, validation_with_warnings, tested, prepared)
+
+
+def _count_leaked(prepared: Prepared, leaked: int) -> Prepared:
+    """Add the rows that were dropped before tokenization."""
+    report = prepared.report
+    return replace(prepared, report=replace(report, leaked_into_evaluation=report.leaked_into_evaluation + leaked))
 
 
 def _held_out_rows(sources: Sequence[SourceConfig], limit_per_domain: int | None, base_dir: Path) -> list[Row]:

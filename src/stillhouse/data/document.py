@@ -120,3 +120,19 @@ class DocumentSet:
             domains=tuple(domains),
             tokenizer_hash=tokenizer_hash,
         )
+
+
+def unite(sets: Sequence[DocumentSet]) -> DocumentSet:
+    """Return the documents of several sets that number their domains alike, each uid once.
+
+    ``rows`` are those of the set that a document came from. There must be at least one set.
+    """
+    first = sets[0]
+    assert all(s.domains == first.domains and s.tokenizer_hash == first.tokenizer_hash for s in sets)
+    unique: dict[bytes, tuple[Document, int]] = {}
+    for documents in sets:
+        for document, row in zip(documents, documents.rows, strict=True):
+            unique.setdefault(document.uid, (document, int(row)))
+    return DocumentSet.build(
+        (d for d, _ in unique.values()), (r for _, r in unique.values()), first.domains, first.tokenizer_hash
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.data.rows import Row, RowFormat, RowParser, content_digest, detect_format
-from stillhouse.errors import DataError, did_you_mean
+from stillhouse.errors import DataError, EmptySourceError, did_you_mean
 from stillhouse.recipe import Columns, SourceConfig
 
 JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -42,7 +42,7 @@ class Record:
     default_id: str
 
 
-def load_rows(sources: Sequence[SourceConfig], *, seed: int, base_dir: Path) -> list[Row]:
+def load_rows(sources: Sequence[SourceConfig], *, seed: int, base_dir: Path, allow_empty: bool = False) -> list[Row]:
     """Return the rows of all sources, in the order of the recipe and of the files.
 
     Relative paths start at ``base_dir``. ``limit`` and ``limit_per_domain`` draw rows with
@@ -55,10 +55,15 @@ def load_rows(sources: Sequence[SourceConfig], *, seed: int, base_dir: Path) -> 
 
     Raises:
         DataError: a path or column is missing, or a row is malformed; names file and line.
+        EmptySourceError: a file or split has no row, unless ``allow_empty``.
     """
     rows: list[Row] = []
     for source in sources:
-        rows += draw(stream_rows(source, base_dir), source.limit, source.limit_per_domain, seed=seed)
+        try:
+            rows += draw(stream_rows(source, base_dir), source.limit, source.limit_per_domain, seed=seed)
+        except EmptySourceError:
+            if not allow_empty:
+                raise
     return rows
 
 
@@ -138,7 +143,7 @@ def stream_records(source: SourceConfig, base_dir: Path) -> Iterator[Record]:
             empty = False
             yield Record(fields, f"{path}:{line}", _file_domain(path), f"{path.name}:{line}")
         if empty:
-            raise DataError(
+            raise EmptySourceError(
                 f"{path}: the file is empty; expected at least one row. Fill it, or take it out of the data"
             )
 
@@ -271,7 +276,7 @@ def _hub_records(source: SourceConfig, base_dir: Path) -> Iterator[Record]:
             " `revision`, the network and, for a private dataset, your login; a subset is named hf://org/name/subset"
         ) from error
     if len(loaded) == 0:
-        raise DataError(f"{source.path} (split {source.split!r}): the split is empty")
+        raise EmptySourceError(f"{source.path} (split {source.split!r}): the split is empty")
     for number, fields in enumerate(loaded):
         where = f"{source.path}[{source.split}]:{number}"
         yield Record(fields, where, location.rpartition("/")[2], where)

@@ -19,8 +19,8 @@ from stillhouse.models.load import load_tokenizer
 from stillhouse.models.parameters import count_parameters
 from stillhouse.models.tokenizers import vocabulary_size
 from stillhouse.models.vocabulary_map import teacher_ids
-from stillhouse.preflight.estimate import Estimate, ModelSize, estimate, measure_flops
-from stillhouse.recipe import KDObjective, ModelConfig, PretrainedStudent, PrunedStudent, Recipe
+from stillhouse.preflight.estimate import Estimate, ModelSize, estimate, in_sequence, measure_flops
+from stillhouse.recipe import DistillationObjective, ModelConfig, PretrainedStudent, PrunedStudent, Recipe, StageConfig
 from stillhouse.run_directory import RunDirectory
 from stillhouse.training.mixing import interval_steps_of, num_interval_steps, split_held_out
 from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source
@@ -81,24 +81,31 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
     tokenizer = load_tokenizer(source, base_dir=base_dir)
     _check_vocabularies(recipe, source, base_dir)
     dataset = load_data(recipe, tokenizer, base_dir)
-    stage = recipe.stages[0]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = resolve_dtype(stage.optimisation.precision, device)
+    dtype = resolve_dtype(recipe.stages[0].optimisation.precision, device)
     student = _student_size(recipe, source, base_dir)
     teacher = None
     if recipe.teacher is not None:
         teacher = _size(recipe.teacher, base_dir)
     split_held_out(recipe, dataset, student.parameters, None if teacher is None else teacher.parameters)
-    steps, tokens = _amount(recipe, dataset)
-    guess = estimate(
-        recipe,
-        student,
-        teacher if isinstance(stage.objective, KDObjective) else None,
-        tokens=tokens,
-        steps=steps,
-        dtype=dtype,
-        flops=measure_flops(dtype, device),
-    )
+    flops = measure_flops(dtype, device)
+    guesses = []
+    for stage in recipe.stages:
+        steps, tokens = _amount(recipe, stage, dataset.of_stage(stage.name))
+        taught = isinstance(stage.objective, DistillationObjective)
+        guesses.append(
+            estimate(
+                recipe,
+                stage,
+                student,
+                teacher if taught else None,
+                tokens=tokens,
+                steps=steps,
+                dtype=dtype,
+                flops=flops,
+            )
+        )
+    guess = in_sequence(guesses)
     memory = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
     disk = shutil.disk_usage(_existing(output)).free
     return PreflightReport(
@@ -161,10 +168,13 @@ def _shrink(config: PreTrainedConfig, name: str, value: int, field: str) -> None
     setattr(config, name, value)
 
 
-def _amount(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
-    optimisation = recipe.stages[0].optimisation
-    if interval_steps_of(recipe.stages[0]) is not None:
-        steps = num_interval_steps(recipe.stages[0], dataset.train.documents)
+def _amount(recipe: Recipe, stage: StageConfig, dataset: Dataset) -> tuple[int, int]:
+    """Steps and tokens of a stage; a stage without documents is skipped."""
+    if not len(dataset.train.documents):
+        return 0, 0
+    optimisation = stage.optimisation
+    if interval_steps_of(stage) is not None:
+        steps = num_interval_steps(stage, dataset.train.documents)
         return steps, steps * optimisation.batch_tokens
     plan = Plan(dataset.train.documents.lengths, batch_tokens=optimisation.batch_tokens, seed=recipe.seed)
     steps = plan.num_steps_for(optimisation.budget)
@@ -184,7 +194,7 @@ def _warnings(
         found.append(
             "checkpoints and model may not fit on the disk; lower checkpoints.keep or choose another output.dir"
         )
-    if device.type == "cpu" and recipe.stages[0].optimisation.compile_head and not compiler_available():
+    if device.type == "cpu" and any(s.optimisation.compile_head for s in recipe.stages) and not compiler_available():
         found.append("no C++ compiler was found, so the objective runs uncompiled (about 5 times slower); install g++")
     if guess.steps < 20:
         found.append(f"only {guess.steps} optimizer steps; lower optimisation.batch_tokens or raise the budget")

@@ -7,11 +7,12 @@ counts floating-point operations against a matrix product measured here and now.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, StageConfig
 
 _ACTIVATION_VALUES = 34
 """Values kept per token, layer and hidden unit for the backward pass of a Llama layer, about."""
@@ -42,6 +43,7 @@ class Estimate:
 
 def estimate(
     recipe: Recipe,
+    stage: StageConfig,
     student: ModelSize,
     teacher: ModelSize | None,
     *,
@@ -50,11 +52,11 @@ def estimate(
     dtype: torch.dtype,
     flops: float,
 ) -> Estimate:
-    """Estimate one process's share of a run on ``tokens`` training tokens in all.
+    """Estimate one process's share of a stage on ``tokens`` training tokens in all.
 
     ``flops``: floating-point operations per second of a matrix product in ``dtype``.
     """
-    optimisation = recipe.stages[-1].optimisation
+    optimisation = stage.optimisation
     size = dtype.itemsize
     trained = student.parameters if recipe.student.lora is None else _lora_parameters(recipe, student)
     copy = student.parameters * size if dtype != torch.float32 else 0
@@ -68,6 +70,17 @@ def estimate(
     disk = checkpoint * (recipe.checkpoints.keep + 1) + student.parameters * (size + 4)
     operations = tokens * (6.0 * student.parameters + (2.0 * teacher.parameters if teacher else 0.0))
     return Estimate(weights + activations + logits, disk, operations / (flops * _UTILISATION), tokens, steps)
+
+
+def in_sequence(stages: Sequence[Estimate]) -> Estimate:
+    """The estimate of several stages one after the other: the most memory, the sum of the rest."""
+    return Estimate(
+        memory_bytes=max(e.memory_bytes for e in stages),
+        disk_bytes=sum(e.disk_bytes for e in stages),
+        seconds=sum(e.seconds for e in stages),
+        training_tokens=sum(e.training_tokens for e in stages),
+        steps=sum(e.steps for e in stages),
+    )
 
 
 def measure_flops(dtype: torch.dtype, device: torch.device) -> float:

@@ -141,7 +141,13 @@ def _teacher_nll(run: RunData) -> float | None:
 
 
 def _kind(run: RunData) -> str:
-    return {"sft": "Supervised fine-tuning", "kd": "Knowledge distillation"}[run.objective]
+    kinds = {
+        "sft": "Supervised fine-tuning",
+        "kd": "Knowledge distillation",
+        "gkd": "On-policy distillation",
+        "sequence_kd": "Sequence-level distillation",
+    }
+    return " then ".join(kinds[stage["objective"]["type"]] for stage in run.recipe["stages"])
 
 
 def commands(run: RunData) -> list[str]:

@@ -49,10 +49,12 @@ def read_run(path: Path) -> RunData:
     result = read_json(path / "result.json") if (path / "result.json").is_file() else None
     environment = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
     events, notes = _read_metrics(path / "metrics.jsonl")
+    recipe = parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"), str(path / "recipe.yaml"))
+    events = count_through(events, [str(stage.get("name", "main")) for stage in recipe["stages"]])
     return RunData(
         path=path,
         name=path.resolve().name,
-        recipe=parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"), str(path / "recipe.yaml")),
+        recipe=recipe,
         environment=environment,
         steps=_of_kind(events, "step"),
         evaluations=_of_kind(events, "evaluation"),
@@ -77,6 +79,15 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
                 ) from error
             return events, ("The last line of metrics.jsonl is cut off and was left out.",)
     return events, ()
+
+
+def count_through(events: list[dict[str, Any]], stages: list[str]) -> list[dict[str, Any]]:
+    """Return the events with steps counted through all stages; each stage's own count starts at 0."""
+    first, before = {}, 0
+    for name in stages:
+        first[name] = before
+        before += max((e["step"] for e in events if e.get("stage") == name and e.get("event") == "step"), default=0)
+    return [{**e, "step": e["step"] + first.get(str(e.get("stage")), 0)} if "step" in e else e for e in events]
 
 
 def _of_kind(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

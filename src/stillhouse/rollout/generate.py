@@ -90,22 +90,49 @@ def generate(
     Raises DataError for an empty prompt, and for one that leaves no room for ``max_new_tokens`` in
     the model's context (see :func:`fits_context`).
     """
+    results = generate_share(model, tokenizer, prompts, settings, seed=seed, progress=progress)
+    return [results[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def generate_share(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[list[int]],
+    settings: GenerationSettings,
+    *,
+    seed: int,
+    share: tuple[int, int] = (0, 1),
+    lock_step: bool = False,
+    progress: Progress | None = None,
+) -> dict[int, Generation]:
+    """Continue the prompts of the batches that fall to ``share`` = (i, n), by the prompt's index.
+
+    Batches and seeds are those of :func:`generate`, which has them all. ``lock_step``: each forward
+    needs all n processes, so all run equally many batches (the last perhaps twice) and as many
+    tokens as the slowest. Raises DataError as :func:`generate` does.
+    """
     for index, prompt in enumerate(prompts):
         _check_prompt(model, prompt, index, settings)
     results: dict[int, Generation] = {}
     batches = plan_batches([len(p) for p in prompts], settings.max_new_tokens, settings.batch_tokens)
+    mine = list(range(share[0], len(batches), share[1]))
+    if lock_step:
+        rounds = -(-len(batches) // share[1])
+        mine += [len(batches) - 1] * (rounds - len(mine))
     with evaluating(model), _own_generation_config(model, _transformers_config(model, tokenizer, settings)):
-        for number, batch in enumerate(batches):
+        for number in mine:
+            batch = batches[number]
             ended = StoppingCriteriaList()
             if settings.stop:
                 ended.append(_StopStrings(tokenizer, settings.stop, max(len(prompts[i]) for i in batch)))
             batch_seed = derive_seed(seed, "generate", number)
-            new_ids = _generate_batch(model, [prompts[i] for i in batch], batch_seed, ended)
+            new_ids = _generate_batch(model, [prompts[i] for i in batch], batch_seed, ended, lock_step)
             for index, ids in zip(batch, new_ids.tolist(), strict=True):
                 results[index] = _generation(ids, tokenizer, settings)
             if progress is not None:
                 progress(len(results), len(prompts))
-    return [results[i] for i in range(len(prompts))]
+    return results
 
 
 def plan_batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
@@ -171,7 +198,7 @@ def _own_generation_config(model: PreTrainedModel, config: GenerationConfig) -> 
 
 
 def _generate_batch(
-    model: PreTrainedModel, prompts: Sequence[list[int]], seed: int, ended: StoppingCriteriaList
+    model: PreTrainedModel, prompts: Sequence[list[int]], seed: int, ended: StoppingCriteriaList, lock_step: bool
 ) -> Tensor:
     """Return the new ids, int64 [B, at most max_new_tokens]."""
     device = model.device
@@ -179,7 +206,10 @@ def _generate_batch(
     with _global_seed(seed, device):
         continue_batch = cast("Callable[..., Tensor]", model.generate)
         output = continue_batch(
-            input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), stopping_criteria=ended
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            stopping_criteria=ended,
+            synced_gpus=lock_step,
         )
     return output[:, input_ids.shape[1] :].cpu()
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from stillhouse.data.dataset import Dataset
-from stillhouse.data.document import DocumentSet
+from stillhouse.data.document import DocumentSet, unite
 from stillhouse.errors import RecipeError
 from stillhouse.models.gguf import cache_root
 from stillhouse.models.head import verify_head
@@ -19,7 +18,14 @@ from stillhouse.models.load import load_model, load_tokenizer, model_fingerprint
 from stillhouse.models.placement import place_model
 from stillhouse.models.tokenizers import tokenizer_hash, vocabulary_size
 from stillhouse.models.vocabulary_map import teacher_ids
-from stillhouse.recipe import CacheConfig, PrunedStudent, Recipe, TeacherConfig
+from stillhouse.recipe import (
+    CacheConfig,
+    DistillationObjective,
+    PrunedStudent,
+    Recipe,
+    StageConfig,
+    TeacherConfig,
+)
 from stillhouse.run_directory import read_json, write_json_atomic
 from stillhouse.targets.cache import TargetCache
 from stillhouse.targets.cached_teacher import CachedTeacher
@@ -95,8 +101,7 @@ def capture_recipe(
     names no cache or trims the vocabulary (whose tokenizer does not exist before the run).
     """
     config, cache_config = _configs(recipe)
-    dataset, vocab_size, mapping = _documents(recipe, base_dir)
-    documents = dataset.train.documents
+    documents, vocab_size, mapping = _documents(recipe, base_dir)
     cache = TargetCache.open_or_create(
         base_dir / cache_config.dir, cache_identity(recipe, documents, vocab_size, base_dir)
     )
@@ -146,8 +151,8 @@ def cache_folder(recipe: Recipe, base_dir: Path) -> Path:
 
 
 def training_documents(recipe: Recipe, base_dir: Path) -> DocumentSet:
-    """The training documents of a recipe, as a capture sees them."""
-    return _documents(recipe, base_dir)[0].train.documents
+    """The training documents of all stages of a recipe, as a capture sees them."""
+    return _documents(recipe, base_dir)[0]
 
 
 def _configs(recipe: Recipe) -> tuple[TeacherConfig, CacheConfig]:
@@ -156,7 +161,7 @@ def _configs(recipe: Recipe) -> tuple[TeacherConfig, CacheConfig]:
     return recipe.teacher, recipe.teacher.cache
 
 
-def _documents(recipe: Recipe, base_dir: Path) -> tuple[Dataset, int, torch.Tensor | None]:
+def _documents(recipe: Recipe, base_dir: Path) -> tuple[DocumentSet, int, torch.Tensor | None]:
     if isinstance(recipe.student, PrunedStudent) and recipe.student.vocabulary is not None:
         raise RecipeError(
             "student.vocabulary: a trimmed vocabulary is made by the run, so its documents cannot be captured before; "
@@ -167,7 +172,13 @@ def _documents(recipe: Recipe, base_dir: Path) -> tuple[Dataset, int, torch.Tens
     dataset = load_data(recipe, tokenizer, base_dir)
     assert dataset.train.documents.tokenizer_hash == tokenizer_hash(tokenizer)
     mapping = teacher_ids(tokenizer, load_tokenizer(config, base_dir=base_dir))
-    return dataset, vocabulary_size(tokenizer), mapping
+    needed = [dataset.of_stage(stage.name).train.documents for stage in recipe.stages if _asks_cache(stage)]
+    # A recipe without a KD stage is captured for a later one: its rows are what there is to score.
+    return unite(needed or [dataset.train.documents]), vocabulary_size(tokenizer), mapping
+
+
+def _asks_cache(stage: StageConfig) -> bool:
+    return isinstance(stage.objective, DistillationObjective)
 
 
 def uses_cache(recipe: Recipe) -> bool:

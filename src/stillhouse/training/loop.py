@@ -27,6 +27,7 @@ from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.distributed import World
 from stillhouse.training.interrupt import Interrupt
 from stillhouse.training.metrics import MetricsLog
+from stillhouse.training.on_policy import Answers, OnPolicy
 from stillhouse.training.progress import Progress
 from stillhouse.training.step import StepOutcome, TrainStep, cosine_learning_rate
 
@@ -80,7 +81,9 @@ class StageLoop:
     seed: int
     pad_id: int
     mixture: MixtureController | None = None
+    rollouts: OnPolicy | None = None
     state: LoopState = field(default_factory=LoopState)
+    _answers: Answers | None = None
     _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_SPEED_WINDOW))
 
     def train(self) -> LoopState:
@@ -127,31 +130,42 @@ class StageLoop:
 
     def _one_step(self) -> tuple[StepOutcome, float]:
         step, started = self.state.step, time.monotonic()
-        indices = np.asarray(self.plan.documents(step), dtype=np.int64)
-        targets = int(self.documents.num_targets[indices].sum())
-        micro_batches = self._share(indices)
+        documents, indices = self.documents, np.asarray(self.plan.documents(step), dtype=np.int64)
+        answers = None if self.rollouts is None else self.rollouts.answers(step, self._planned)
+        if answers is not None:
+            documents, indices = answers.documents, np.arange(len(answers.documents), dtype=np.int64)
+        targets = int(documents.num_targets[indices].sum())
+        micro_batches = self._share(documents, indices)
         learning_rate = cosine_learning_rate(step, self.num_steps, self.stage.optimisation)
         try:
             with torch.random.fork_rng():
                 # Dropout draws from the global generator; its draws depend on the step alone.
                 torch.manual_seed(derive_seed(self.seed, "forward", step, self.world.rank))
-                outcome = self.train_step.run(micro_batches, targets, learning_rate)
+                outcome = self.train_step.run(micro_batches, targets, learning_rate, on_policy=answers is not None)
         except TrainingError as error:
             good = self.checkpoints.steps()
             kept = f"the checkpoint of step {good[-1]} is kept" if good else "no checkpoint was written yet"
             raise TrainingError(f"step {step + 1}: {error}; {kept}") from error
         self.state.step += 1
-        tokens = int(self.documents.lengths[indices].sum())
+        tokens = int(documents.lengths[indices].sum())
         self.state.tokens += tokens
         self.state.targets += targets
         self._recent.append((tokens, time.monotonic() - started))
+        self._answers = answers
         return outcome, learning_rate
 
-    def _share(self, indices: Int64Array) -> list[Batch]:
+    def _planned(self, step: int) -> Int64Array | None:
+        """The documents of a step that is planned already: in this stage, and in the interval that is drawn."""
+        end = self.num_steps
+        if (length := self.stage.mixture.interval_steps) is not None:
+            end = min(end, (self.state.step // length + 1) * length)
+        return np.asarray(self.plan.documents(step), dtype=np.int64) if step < end else None
+
+    def _share(self, documents: DocumentSet, indices: Int64Array) -> list[Batch]:
         """This rank's micro-batches; every rank gets equally many, the last perhaps of weight zero."""
         optimisation = self.stage.optimisation
         batches = make_micro_batches(
-            self.documents,
+            documents,
             indices,
             micro_batch_tokens=optimisation.micro_batch_tokens,
             layout=optimisation.layout,
@@ -173,6 +187,10 @@ class StageLoop:
             "tokens_per_second": self._speed(),
             "seconds": state.seconds,
         }
+        if self.rollouts is not None:
+            values |= {"on_policy": self._answers is not None}
+        if self._answers is not None:
+            values |= {"answer_tokens": self._answers.mean_tokens, "answers_finished": self._answers.finished}
         if self.metrics is not None:
             self.metrics.write("step", state.step, values)
         self.progress.step(state.step, self.num_steps, outcome, self._speed())
@@ -209,6 +227,8 @@ class StageLoop:
         state: dict[str, Any] = asdict(self.state)
         if self.mixture is not None:
             state["mixture"] = self.mixture.state_dict()
+        if self.rollouts is not None:
+            state["rollouts"] = self.rollouts.state_dict()
         weights, optimizer = self.train_step.weights, self.train_step.optimizer
         self.checkpoints.save(self.state.step, weights, optimizer, state)
         self.checkpoints.prune(self.state.best_step if self.cadence.patience is not None else None)

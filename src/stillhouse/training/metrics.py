@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -22,12 +23,16 @@ class Tracker(Protocol):
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and hands the scalars to a tracker."""
+    """Appends to ``metrics.jsonl`` and hands the scalars to a tracker.
 
-    def __init__(self, path: Path, tracker: Tracker | None = None) -> None:
+    The file counts each stage's steps from 0; a tracker, which knows one axis, gets ``first_step`` more.
+    """
+
+    def __init__(self, path: Path, tracker: Tracker | None = None, *, first_step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = path.open("a", encoding="utf-8")
         self._tracker = tracker
+        self._first_step = first_step
 
     def write(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Append one line; a value that is not finite is written as null, as JSON has no NaN."""
@@ -35,7 +40,7 @@ class MetricsLog:
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
         if self._tracker is not None:
-            self._tracker.log({f"{event}/{k}": v for k, v in _scalars(values)}, step)
+            self._tracker.log({f"{event}/{k}": v for k, v in _scalars(values)}, self._first_step + step)
 
     def close(self) -> None:
         self._file.flush()
@@ -45,14 +50,18 @@ class MetricsLog:
             self._tracker.close()
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop the lines behind a checkpoint that a run resumes from, and a half-written last line."""
+def forget_after(path: Path, stage: str, step: int, *, earlier: Collection[str] = ()) -> None:
+    """Drop the lines behind a checkpoint that a run resumes from, and a half-written last line.
+
+    Kept are the lines of ``earlier`` stages, and those of ``stage`` up to ``step``.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            event = json.loads(line)
+            if event["stage"] in earlier or (event["stage"] == stage and event["step"] <= step):
                 kept.append(line)
         except (ValueError, KeyError):
             break

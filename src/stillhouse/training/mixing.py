@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stillhouse.data.dataset import Dataset
-from stillhouse.data.document import DocumentSet
+from stillhouse.data.document import DocumentSet, Int64Array
 from stillhouse.data.prepare import Prepared, count_domains
 from stillhouse.evaluation.nll import NLLReport, TokenScorer, measure_nll
 from stillhouse.evaluation.suite import teacher_scorer
@@ -27,10 +27,10 @@ from stillhouse.mixture.validation_budget import (
 from stillhouse.mixture.weights import equal_weights, fixed_weights, proportional_weights
 from stillhouse.recipe import (
     DDKMixture,
+    DistillationObjective,
     EqualMixture,
     FixedMixture,
     FollowingMixture,
-    KDObjective,
     ProportionalMixture,
     Recipe,
     StageConfig,
@@ -42,11 +42,11 @@ from stillhouse.training.distributed import World
 
 @dataclass(frozen=True)
 class HeldOutSplit:
-    """The dataset whose held-out documents only score, and those that drive the weights (None: nothing does)."""
+    """The dataset whose held-out documents only score; by stage, those that drive the weights and their cost."""
 
     dataset: Dataset
-    driving: DocumentSet | None
-    budget: ValidationBudget | None
+    driving: dict[str, DocumentSet]
+    budgets: dict[str, ValidationBudget]
 
 
 def interval_steps_of(stage: StageConfig) -> int | None:
@@ -70,19 +70,41 @@ def num_interval_steps(stage: StageConfig, documents: DocumentSet) -> int:
 def split_held_out(
     recipe: Recipe, dataset: Dataset, student_parameters: int, teacher_parameters: int | None
 ) -> HeldOutSplit:
-    """Take the validation documents that drive the weights out of those that score.
+    """Take the validation documents that drive the weights of any stage out of those that score.
 
-    As many as cost at most 3 % of the training time, unless the recipe says how many. Raises
+    As many as cost at most 3 % of a stage's training time, unless the recipe says how many. Raises
     RecipeError or DataError where that leaves too few.
     """
-    stage = recipe.stages[0]
-    mixture = stage.mixture
-    if not isinstance(mixture, FollowingMixture):
-        return HeldOutSplit(dataset, None, None)
+    following = [stage for stage in recipe.stages if isinstance(stage.mixture, FollowingMixture)]
+    if not following:
+        return HeldOutSplit(dataset, {}, {})
     assert teacher_parameters is not None, "the recipe's validation asks for a teacher"
-    distilled = isinstance(stage.objective, KDObjective)
+    validation = dataset.validation.documents
+    scoring = np.arange(len(validation), dtype=np.int64)
+    driving, budgets = {}, {}
+    for stage in following:
+        train = dataset.of_stage(stage.name).train.documents
+        budget, indices = _driving_documents(recipe, stage, train, validation, student_parameters, teacher_parameters)
+        driving[stage.name], budgets[stage.name] = validation.select(indices), budget
+        scoring = np.setdiff1d(scoring, indices)
+    scored = _only(dataset.validation, scoring)
+    test = scored if dataset.test is dataset.validation else dataset.test
+    return HeldOutSplit(replace(dataset, validation=scored, test=test), driving, budgets)
+
+
+def _driving_documents(
+    recipe: Recipe,
+    stage: StageConfig,
+    train: DocumentSet,
+    validation: DocumentSet,
+    student_parameters: int,
+    teacher_parameters: int,
+) -> tuple[ValidationBudget, Int64Array]:
+    """What one stage's measurements cost, and the validation documents that they read."""
+    mixture = stage.mixture
+    assert isinstance(mixture, FollowingMixture)
+    distilled = isinstance(stage.objective, DistillationObjective)
     costs = TokenCosts.from_parameters(student_parameters, teacher_parameters, distilled=distilled)
-    train, validation = dataset.train.documents, dataset.validation.documents
     domain_tokens = np.bincount(train.domain_ids, weights=train.lengths, minlength=len(train.domains))
     active = domain_tokens > 0
     num_steps = num_interval_steps(stage, train)
@@ -97,13 +119,11 @@ def split_held_out(
         budget = choose_validation_tokens(costs, **shape, available_tokens=int(held.max()))
     else:
         budget = predict_overhead(costs, mixture.validation_tokens_per_domain, **shape)
-    driving, scoring = split_driving_documents(validation, budget.tokens_per_domain, seed=recipe.seed, active=active)
-    scored = _only(dataset.validation, scoring)
-    test = scored if dataset.test is dataset.validation else dataset.test
-    return HeldOutSplit(Dataset(dataset.train, scored, test), validation.select(driving), budget)
+    driving, _ = split_driving_documents(validation, budget.tokens_per_domain, seed=recipe.seed, active=active)
+    return budget, driving
 
 
-def _only(prepared: Prepared, indices: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Prepared:
+def _only(prepared: Prepared, indices: Int64Array) -> Prepared:
     """The documents at ``indices``, with their counts."""
     documents = prepared.documents.select(indices)
     report = replace(
@@ -117,10 +137,11 @@ def _only(prepared: Prepared, indices: np.ndarray[tuple[int], np.dtype[np.int64]
 
 
 def build_mixture(
-    recipe: Recipe,
+    stage: StageConfig,
     documents: DocumentSet,
     num_steps: int,
     *,
+    seed: int,
     driving: DocumentSet | None,
     student_score: TokenScorer,
     load_teacher: Callable[[], Teacher],
@@ -131,13 +152,12 @@ def build_mixture(
 
     Raises RecipeError for weights that do not fit the domains or an interval longer than the run.
     """
-    stage = recipe.stages[0]
     interval_steps = interval_steps_of(stage)
     if interval_steps is None:
         return None
     plan = IntervalPlan(
         documents,
-        seed=recipe.seed,
+        seed=seed,
         interval_steps=interval_steps,
         num_steps=num_steps,
         tokens_per_step=stage.optimisation.batch_tokens,

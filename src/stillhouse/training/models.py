@@ -134,6 +134,7 @@ def load_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, base_dir: Path
         base_dir=base_dir,
         tokenizer_hash=tokenizer_hash(tokenizer),
         test=recipe.evaluation,
+        stages={stage.name: stage.data for stage in recipe.stages if stage.data is not None},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,18 +15,18 @@ import torch
 from rich.console import Console
 
 from stillhouse.data.dataset import Dataset
-from stillhouse.data.document import DocumentSet
+from stillhouse.errors import DataError
 from stillhouse.evaluation.diagnosis import diagnose, gap_closed
 from stillhouse.evaluation.suite import side_by_side
-from stillhouse.mixture.controller import MixtureController
-from stillhouse.recipe import KDObjective, Recipe
+from stillhouse.recipe import DistillationObjective, Recipe, SequenceKDObjective, StageConfig
 from stillhouse.run_directory import RunDirectory, write_json_atomic
 from stillhouse.training.distributed import World, world
 from stillhouse.training.evaluating import Evaluator, Measured
 from stillhouse.training.loop import LoopState
-from stillhouse.training.mixing import split_held_out
+from stillhouse.training.mixing import HeldOutSplit, split_held_out
 from stillhouse.training.models import Student, prepare_student
-from stillhouse.training.stage import build_stage
+from stillhouse.training.stage import StageContext, build_stage, label_with_teacher
+from stillhouse.training.stages import FinishedStage
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,17 @@ class _Run:
         split = split_held_out(self._recipe, dataset, student.parameters, student.teacher_parameters)
         dataset = split.dataset
         self._say_data(dataset)
-        if split.budget is not None:
+        for name, budget in split.budgets.items():
             self._say(
-                f"mixture: {split.budget.tokens_per_domain} held-out tokens a domain drive the weights, measured "
-                f"{split.budget.measurements} times: predicted overhead {split.budget.overhead:.1%} of training"
+                f"mixture of {name}: {budget.tokens_per_domain} held-out tokens a domain drive the weights, measured "
+                f"{budget.measurements} times: predicted overhead {budget.overhead:.1%} of training"
             )
         evaluator = Evaluator(self._recipe, self._base, directory, dataset, student, self._world)
         self._say("measuring on held-out rows before training")
         teacher = evaluator.teacher() if self._recipe.teacher is not None else None
         before = evaluator.student_before()
         self._say_start(teacher, before)
-        state, mixture = self._train_stage(directory, student, dataset, split.driving)
+        finished, state = self._train_stages(directory, student, split)
         if state.stopped_because == "interrupted":
             return RunOutcome(directory.path, state, None)
         self._say("measuring the saved model")
@@ -84,14 +85,10 @@ class _Run:
         result = None
         if self._world.is_main:
             ratios = gradient_ratios(directory / "metrics.jsonl")
-            result = self._result(state, student, dataset, (teacher, before, after), ratios)
-            if split.budget is not None and mixture is not None:
-                training = max(state.seconds - mixture.measured_seconds, 1e-9)
-                result["mixture"] = {
-                    "validation_tokens_per_domain": split.budget.tokens_per_domain,
-                    "predicted_overhead": split.budget.overhead,
-                    "measured_overhead": mixture.measured_seconds / training,
-                }
+            result = self._result(finished, student, dataset, (teacher, before, after), ratios)
+            mixtures = [m for e in finished if (m := _mixture_result(e, split)) is not None]
+            if mixtures:
+                result["mixture"] = mixtures[-1]
             write_json_atomic(directory / "result.json", result)
         self._world.barrier()
         return RunOutcome(directory.path, state, result)
@@ -104,23 +101,59 @@ class _Run:
         self._world.barrier()
         return RunDirectory(path)
 
+    def _train_stages(
+        self, directory: RunDirectory, student: Student, split: HeldOutSplit
+    ) -> tuple[list[FinishedStage], LoopState]:
+        """Train what is not finished, in order; the state is the last stage's, perhaps an interrupted one's."""
+        context = StageContext(self._recipe, self._base, directory, student, self._world, self._console)
+        finished: list[FinishedStage] = []
+        for stage in self._recipe.stages:
+            path = directory / "checkpoints" / f"{stage.name}.json"
+            record = FinishedStage.read(path)
+            self._world.barrier()  # nobody writes before all have read
+            if record is None:
+                record, state = self._train_stage(context, stage, split, finished)
+                if record is None:
+                    return finished, state
+                if self._world.is_main:
+                    record.write(path)
+            finished.append(record)
+        if all(e.skipped for e in finished):
+            raise DataError("every stage was skipped for want of data; give at least one stage rows to train on")
+        return finished, finished[-1].state
+
     def _train_stage(
-        self, directory: RunDirectory, student: Student, dataset: Dataset, driving: DocumentSet | None
-    ) -> tuple[LoopState, MixtureController | None]:
-        built = build_stage(self._recipe, self._base, directory, student, dataset, self._world, self._console, driving)
+        self, context: StageContext, stage: StageConfig, split: HeldOutSplit, finished: Sequence[FinishedStage]
+    ) -> tuple[FinishedStage | None, LoopState]:
+        """Train one stage; the record is None where it was interrupted."""
+        dataset = split.dataset.of_stage(stage.name)
+        if not len(dataset.train.documents):
+            self._say(f"stage {stage.name}: no document to train on, skipped")
+            return FinishedStage(stage.name, LoopState(stopped_because="no data"), None), LoopState()
+        if isinstance(stage.objective, SequenceKDObjective):
+            dataset = label_with_teacher(context, stage, stage.objective, dataset)
+        built = build_stage(context, stage, dataset, driving=split.driving.get(stage.name), earlier=finished)
         if built.resumed_from is not None:
             self._say(f"resuming from the checkpoint of step {built.resumed_from}")
         try:
             state = built.loop.train()
         finally:
             built.close()
-        if state.stopped_because != "interrupted":
-            built.save_model(directory, student)
-        return state, built.loop.mixture
+        if state.stopped_because == "interrupted":
+            return None, state
+        if stage is self._last_with_data(split):
+            built.save_model(context.directory, context.student)
+        mixture = built.loop.mixture
+        seconds = mixture.measured_seconds if mixture is not None and stage.name in split.budgets else None
+        return FinishedStage(stage.name, state, built.kept_step, seconds), state
+
+    def _last_with_data(self, split: HeldOutSplit) -> StageConfig:
+        """The stage whose weights are the model's."""
+        return [s for s in self._recipe.stages if len(split.dataset.of_stage(s.name).train.documents)][-1]
 
     def _result(
         self,
-        state: LoopState,
+        finished: Sequence[FinishedStage],
         student: Student,
         dataset: Dataset,
         measured: tuple[Measured | None, Measured, Measured],
@@ -135,8 +168,11 @@ class _Run:
             before=likelihood_before,
             after=likelihood_after,
             gradient_ratios=ratios,
-            distilled=isinstance(self._recipe.stages[-1].objective, KDObjective),
+            distilled=isinstance(self._recipe.stages[-1].objective, DistillationObjective),
         )
+        state = [e.state for e in finished if not e.skipped][-1]
+        tokens, seconds = sum(e.state.tokens for e in finished), sum(e.state.seconds for e in finished)
+        objectives = {stage.name: stage.objective.type for stage in self._recipe.stages}
         return {
             "stillhouse": version("stillhouse"),
             "recipe": self._recipe.model_dump(mode="json"),
@@ -153,18 +189,19 @@ class _Run:
             },
             "samples": side_by_side(None if teacher is None else teacher.samples, before.samples, after.samples),
             "training": {
-                "steps": state.step,
-                "tokens": state.tokens,
-                "targets": state.targets,
-                "seconds": state.seconds,
-                "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
+                "steps": sum(e.state.step for e in finished),
+                "tokens": tokens,
+                "targets": sum(e.state.targets for e in finished),
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds if seconds else None,
                 "stopped_because": state.stopped_because,
                 "best_step": state.best_step,
+                "stages": [e.as_result(objectives[e.name]) for e in finished],
             },
             "data": dataset.reports(),
             "parameters": {"teacher": student.teacher_parameters, "student": student.parameters},
             "student": student.notes,
-            "warnings": [*warnings, *data_warnings(dataset)],
+            "warnings": [*warnings, *data_warnings(dataset), *_skipped(finished)],
         }
 
     def _say(self, text: str) -> None:
@@ -180,6 +217,24 @@ class _Run:
         self._say(
             f"before training: student {before.evaluation.likelihood.nll:.3f}{beside} nats/token (macro over domains)"
         )
+
+
+def _skipped(finished: Sequence[FinishedStage]) -> list[str]:
+    return [f"stage {e.name} was skipped: no document to train on" for e in finished if e.skipped]
+
+
+def _mixture_result(stage: FinishedStage, split: HeldOutSplit) -> dict[str, Any] | None:
+    """What the measurements of a stage's mixture were said to cost, and did."""
+    if stage.mixture_seconds is None:
+        return None
+    budget = split.budgets[stage.name]
+    training = max(stage.state.seconds - stage.mixture_seconds, 1e-9)
+    return {
+        "stage": stage.name,
+        "validation_tokens_per_domain": budget.tokens_per_domain,
+        "predicted_overhead": budget.overhead,
+        "measured_overhead": stage.mixture_seconds / training,
+    }
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,22 +15,32 @@ from stillhouse.data.batch import Batch
 from stillhouse.data.dataset import Dataset
 from stillhouse.data.document import DocumentSet
 from stillhouse.data.formatting import chat_format_for
+from stillhouse.data.prepare import read_template
 from stillhouse.divergence.objective import ObjectiveTerms
 from stillhouse.evaluation.held_out import stop_ids
 from stillhouse.evaluation.nll import NLLReport, TokenScorer, measure_nll
 from stillhouse.mixture.controller import MixtureController
 from stillhouse.mixture.plan import Plan
 from stillhouse.models.head import verify_head, verify_isolation
-from stillhouse.models.load import load_model
+from stillhouse.models.load import load_model, load_tokenizer
 from stillhouse.models.lora import merge_lora
 from stillhouse.models.placement import place_model
 from stillhouse.models.save import save_model
-from stillhouse.recipe import KDObjective, Recipe, SFTObjective, StageConfig
+from stillhouse.recipe import (
+    DistillationObjective,
+    GKDObjective,
+    Recipe,
+    SequenceKDObjective,
+    SFTObjective,
+    StageConfig,
+)
+from stillhouse.rollout.generator import Generator, ModelGenerator
 from stillhouse.rollout.mode import evaluating
 from stillhouse.run_directory import RunDirectory
 from stillhouse.targets.cached_teacher import CachedTeacher
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.protocol import Teacher
+from stillhouse.training.answers import refuse_plain_text
 from stillhouse.training.cached import cached_teacher, teacher_dtype, uses_cache
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.distributed import World
@@ -38,8 +48,11 @@ from stillhouse.training.loop import Cadence, LoopState, StageLoop
 from stillhouse.training.metrics import MetricsLog, forget_after, open_tracker
 from stillhouse.training.mixing import build_mixture, interval_steps_of, num_interval_steps
 from stillhouse.training.models import Student
+from stillhouse.training.on_policy import OnPolicy
 from stillhouse.training.precision import MasterWeights, ShardedWeights, Weights, resolve_dtype
 from stillhouse.training.progress import open_progress
+from stillhouse.training.sequence_labels import label_rows, prepare_labelled
+from stillhouse.training.stages import FinishedStage
 from stillhouse.training.step import TrainStep
 from stillhouse.training.student import DistillationModule, shard_student
 
@@ -61,11 +74,16 @@ class BuiltStage:
         if self.loop.metrics is not None:
             self.loop.metrics.close()
 
-    def save_model(self, directory: RunDirectory, student: Student) -> None:
-        """Write ``model/``: the best weights under early stopping, else the last. Every rank takes part."""
+    @property
+    def kept_step(self) -> int:
+        """Whose weights go on: the best under early stopping, else the last."""
         state = self.loop.state
-        if self.early_stopping and state.best_step is not None and state.best_step != state.step:
-            self.loop.checkpoints.load_weights(state.best_step, self.weights)
+        return state.best_step if self.early_stopping and state.best_step is not None else state.step
+
+    def save_model(self, directory: RunDirectory, student: Student) -> None:
+        """Write ``model/`` from the weights that go on. Every rank takes part."""
+        if self.kept_step != self.loop.state.step:
+            self.loop.checkpoints.load_weights(self.kept_step, self.weights)
         exact = self.weights.exact_state()
         if self.loop.world.is_main:
             model = student.load(torch.float32)
@@ -78,21 +96,37 @@ class BuiltStage:
         self.loop.world.barrier()
 
 
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage shares with the others of its run."""
+
+    recipe: Recipe
+    base_dir: Path
+    directory: RunDirectory
+    student: Student
+    world: World
+    console: Console | None
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        folder = self.directory / "checkpoints" / stage
+        return Checkpoints(folder, self.world, keep=self.recipe.checkpoints.keep)
+
+
 def build_stage(
-    recipe: Recipe,
-    base_dir: Path,
-    directory: RunDirectory,
-    student: Student,
+    context: StageContext,
+    stage: StageConfig,
     dataset: Dataset,
-    world: World,
-    console: Console | None,
+    *,
     driving: DocumentSet | None = None,
+    earlier: Sequence[FinishedStage] = (),
 ) -> BuiltStage:
     """Load and wrap the student, start the teacher, and go back to the last checkpoint if there is one.
 
-    ``driving``: held-out documents that the mixture follows, if it follows any.
+    ``dataset``: this stage's. ``driving``: held-out documents that the mixture follows, if it follows
+    any. ``earlier``: the finished stages, from the last of which the weights are taken.
     """
-    stage = recipe.stages[0]
+    recipe, base_dir, directory, world = context.recipe, context.base_dir, context.directory, context.world
+    student = context.student
     optimisation = stage.optimisation
     dtype = resolve_dtype(optimisation.precision, world.device)
     module = _student_module(student, stage, world)
@@ -117,12 +151,13 @@ def build_stage(
         domains=documents.domains,
         world=world,
     )
-    checkpoints = Checkpoints(directory / "checkpoints" / stage.name, world, keep=recipe.checkpoints.keep)
+    checkpoints = context.checkpoints(stage.name)
     score = _scorer(module, student)
     mixture = build_mixture(
-        recipe,
+        stage,
         documents,
         num_steps,
+        seed=recipe.seed,
         driving=driving,
         student_score=score,
         load_teacher=lambda: (
@@ -131,25 +166,30 @@ def build_stage(
         end_of_turn_ids=ends,
         world=world,
     )
-    state, resumed_from = _resume(checkpoints, train_step, mixture)
+    rollouts = _rollouts(context, stage, module, dataset, ends)
+    state, resumed_from = _resume(checkpoints, train_step, mixture, rollouts)
+    if resumed_from is None:
+        _take_over(context, stage, train_step, earlier)
     metrics_path = directory / "metrics.jsonl"
     if world.is_main:
-        forget_after(metrics_path, state.step if resumed_from is not None else -1)
+        names = [e.name for e in earlier]
+        forget_after(metrics_path, stage.name, state.step if resumed_from is not None else -1, earlier=names)
     loop = StageLoop(
         stage=stage,
         num_steps=num_steps,
         plan=mixture or epochs,
         documents=documents,
         train_step=train_step,
-        evaluate=_validator(recipe, module, score, ends, dataset, world),
+        evaluate=_validator(stage, module, score, ends, dataset, world),
         checkpoints=checkpoints,
-        metrics=_metrics(recipe, directory, metrics_path) if world.is_main else None,
-        progress=open_progress(console, stage.name, state.step),
+        metrics=_metrics(context, sum(e.state.step for e in earlier)) if world.is_main else None,
+        progress=open_progress(context.console, stage.name, state.step),
         cadence=_cadence(recipe, num_steps),
         world=world,
         seed=recipe.seed,
         pad_id=_pad_id(student),
         mixture=mixture,
+        rollouts=rollouts,
         state=state,
     )
     return BuiltStage(loop, weights, dtype, resumed_from, recipe.evaluation.early_stopping_patience is not None)
@@ -174,7 +214,7 @@ def _teacher(
     recipe: Recipe, stage: StageConfig, base_dir: Path, student: Student, documents: DocumentSet, world: World
 ) -> Teacher | CachedTeacher | None:
     """The teacher of a KD stage, in memory or from its cache; SFT does not pay for one."""
-    if not isinstance(stage.objective, KDObjective):
+    if not isinstance(stage.objective, DistillationObjective):
         return None
     config = recipe.teacher
     assert config is not None, "the recipe's validation asks for one"
@@ -194,8 +234,77 @@ def live_teacher(recipe: Recipe, base_dir: Path, student: Student, world: World)
     return LiveTeacher(model, vocabulary_map=student.vocabulary_map, vocab_size=student.vocab_size)
 
 
+def label_with_teacher(
+    context: StageContext, stage: StageConfig, objective: SequenceKDObjective, dataset: Dataset
+) -> Dataset:
+    """The stage's rows with the teacher's answers in place of the data's."""
+    recipe, base_dir = context.recipe, context.base_dir
+    refuse_plain_text(dataset.train.rows, stage)
+    rollout = objective.rollout
+
+    def load_generator() -> Generator:
+        config = recipe.teacher
+        assert config is not None, "the recipe's validation asks for one"
+        dtype = teacher_dtype(recipe, config, context.world.device)
+        model = load_model(config, dtype=dtype, base_dir=base_dir)
+        if config.quantization == "none":
+            model = place_model(model, config.placement, context.world.device)
+        template = read_template(recipe.data.chat_template, base_dir)
+        tokenizer = load_tokenizer(config, base_dir=base_dir)
+        return ModelGenerator(model, tokenizer, template=template, batch_tokens=rollout.batch_tokens)
+
+    def say(text: str) -> None:
+        if context.console is not None:
+            context.console.print(f"[{stage.name}] {text}", markup=False, highlight=False, soft_wrap=True)
+
+    folder = context.directory / "generated" / stage.name
+    rows = label_rows(
+        dataset.train.rows, load_generator, rollout, folder, seed=recipe.seed, world=context.world, say=say
+    )
+    tokenizer = context.student.tokenizer
+    return replace(dataset, train=prepare_labelled(rows, dataset.train, tokenizer, recipe.data, base_dir))
+
+
+def _take_over(
+    context: StageContext, stage: StageConfig, train_step: TrainStep, earlier: Sequence[FinishedStage]
+) -> None:
+    """Start from the weights of the last stage that was not skipped, and from its moments if asked."""
+    trained = [e for e in earlier if e.kept_step is not None]
+    if not trained:
+        return
+    last = trained[-1]
+    assert last.kept_step is not None
+    checkpoints = context.checkpoints(last.name)
+    checkpoints.read_state(last.kept_step)  # refuses damaged files by name
+    if stage.optimizer == "continued":
+        checkpoints.load(last.kept_step, train_step.weights, train_step.optimizer)
+    else:
+        checkpoints.load_weights(last.kept_step, train_step.weights)
+
+
+def _rollouts(
+    context: StageContext, stage: StageConfig, module: DistillationModule, dataset: Dataset, ends: frozenset[int]
+) -> OnPolicy | None:
+    """The student's own answers, where the objective trains on them."""
+    objective = stage.objective
+    if not isinstance(objective, GKDObjective) or objective.on_policy_fraction == 0:
+        return None
+    refuse_plain_text(dataset.train.rows, stage)
+    student = context.student
+    return OnPolicy(
+        module,
+        student.tokenizer,
+        dataset.train.documents,
+        objective,
+        stop_ids=ends,
+        seed=context.recipe.seed,
+        world=context.world,
+        sharded=context.world.is_distributed and context.recipe.parallel.strategy == "fsdp",
+    )
+
+
 def _resume(
-    checkpoints: Checkpoints, train_step: TrainStep, mixture: MixtureController | None
+    checkpoints: Checkpoints, train_step: TrainStep, mixture: MixtureController | None, rollouts: OnPolicy | None
 ) -> tuple[LoopState, int | None]:
     steps = checkpoints.steps()
     if not steps:
@@ -204,6 +313,8 @@ def _resume(
     checkpoints.load(steps[-1], train_step.weights, train_step.optimizer)
     if mixture is not None:
         mixture.load_state_dict(saved["mixture"])
+    if rollouts is not None:
+        rollouts.load_state_dict(saved["rollouts"])
     fields = {name: saved[name] for name in LoopState.__dataclass_fields__}
     return LoopState(**fields), steps[-1]
 
@@ -228,7 +339,7 @@ def _end_ids(recipe: Recipe, base_dir: Path, student: Student, dataset: Dataset)
 
 
 def _validator(
-    recipe: Recipe,
+    stage: StageConfig,
     module: DistillationModule,
     score: TokenScorer,
     ends: frozenset[int],
@@ -242,7 +353,7 @@ def _validator(
                 dataset.validation.documents,
                 end_of_turn_ids=ends,
                 byte_counts=None,
-                micro_batch_tokens=recipe.stages[0].optimisation.micro_batch_tokens,
+                micro_batch_tokens=stage.optimisation.micro_batch_tokens,
                 device=world.device,
             )
 
@@ -255,11 +366,12 @@ def _cadence(recipe: Recipe, num_steps: int) -> Cadence:
     return Cadence(every, checkpoints.every_steps or every, evaluation.early_stopping_patience)
 
 
-def _metrics(recipe: Recipe, directory: RunDirectory, path: Path) -> MetricsLog:
+def _metrics(context: StageContext, first_step: int) -> MetricsLog:
+    recipe, directory = context.recipe, context.directory
     tracker = open_tracker(
         recipe.output.tracker, directory / "tracker", directory.path.name, recipe.model_dump(mode="json")
     )
-    return MetricsLog(path, tracker)
+    return MetricsLog(directory / "metrics.jsonl", tracker, first_step=first_step)
 
 
 def _pad_id(student: Student) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,22 +84,27 @@ class TrainStep:
             fused=not any(isinstance(p, DTensor) for p in named.values()),
         )
 
-    def run(self, micro_batches: Sequence[Batch], normaliser: int, learning_rate: float) -> StepOutcome:
+    def run(
+        self, micro_batches: Sequence[Batch], normaliser: int, learning_rate: float, *, on_policy: bool = False
+    ) -> StepOutcome:
         """Train on this rank's share of a step whose ranks hold ``normaliser`` targets together.
+
+        ``on_policy``: the targets are the student's own words, so there is no cross-entropy.
 
         Raises TrainingError, before any weight moves, when the loss or the gradient is not finite.
         """
         self.weights.zero_gradients()
         sums = _Sums(len(self._domains))
+        terms = replace(self._terms, ce_weight=0.0) if on_policy else self._terms
         for batch, targets in self._with_targets(micro_batches):
-            output = self._forward_backward(batch, targets, normaliser)
+            output = self._forward_backward(batch, targets, normaliser, terms)
             sums.add(output, batch, self._world.device)
         self.weights.reduce_gradients(self._world)
         totals = self._world.sum_(sums.flat)
         gradients = [p.grad for p in self.weights.named().values() if p.grad is not None]
         norm = get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        outcome = self._outcome(totals, float(norm), normaliser)
+        outcome = self._outcome(totals, float(norm), normaliser, terms)
         self._refuse_not_finite(outcome)
         if self._config.max_grad_norm is not None:
             clip_grads_with_norm_(list(self.weights.named().values()), self._config.max_grad_norm, norm)
@@ -122,13 +127,13 @@ class TrainStep:
             yield batch, None if self._teacher is None else self._teacher.targets(batch).projection
 
     def _forward_backward(
-        self, batch: Batch, targets: Projection | SparseTargets | None, normaliser: int
+        self, batch: Batch, targets: Projection | SparseTargets | None, normaliser: int, terms: ObjectiveTerms
     ) -> ObjectiveOutput:
-        loss, output = self.module(batch, targets, self._terms, float(normaliser), self.weights.gradient_of)
+        loss, output = self.module(batch, targets, terms, float(normaliser), self.weights.gradient_of)
         self.weights.scale_loss(loss, self._world).backward()  # type: ignore[no-untyped-call]
         return output  # type: ignore[no-any-return]
 
-    def _outcome(self, totals: Tensor, norm: float, normaliser: int) -> StepOutcome:
+    def _outcome(self, totals: Tensor, norm: float, normaliser: int, terms: ObjectiveTerms) -> StepOutcome:
         ce_square, kd_square = totals[:2].tolist()
         table = totals[2:].view(len(self._domains), len(_QUANTITIES))
         whole = table.sum(dim=0) / normaliser
@@ -136,7 +141,7 @@ class TrainStep:
         kd = self._teacher is not None
         # A cache that was captured without statistics does not know the teacher's own NLL and entropy.
         knows_teacher = kd and (normaliser == 0 or means["teacher_entropy"] != 0)
-        loss = self._terms.ce_weight * means["ce"] + self._terms.kd_weight * means["kd"]
+        loss = terms.ce_weight * means["ce"] + terms.kd_weight * means["kd"]
         return StepOutcome(
             targets=normaliser,
             loss=loss,

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from transformers import PreTrainedModel
 
 from stillhouse.data.batch import Batch
@@ -18,6 +24,7 @@ from stillhouse.models.head import decoder_layers, split_model
 from stillhouse.targets.sparse import SparseTargets
 from stillhouse.teachers.protocol import Projection
 
+T = TypeVar("T")
 GradientBuffer = Callable[[Tensor], Tensor | None]
 
 
@@ -59,6 +66,10 @@ class DistillationModule(nn.Module):
             output = fused_objective(projection, batch.labels, teacher, terms, **how)
         return output.loss, output
 
+    def with_whole_root(self, call: Callable[[PreTrainedModel], T]) -> T:
+        """Return ``call(model)`` with embedding, norm and head whole, for generation from a sharded student."""
+        return call(self.model)
+
 
 def shard_student(module: DistillationModule, dtype: torch.dtype, *, cpu_offload: bool) -> None:
     """Apply FSDP2: one group per decoder layer, the root holds embedding, norm and head."""
@@ -67,3 +78,4 @@ def shard_student(module: DistillationModule, dtype: torch.dtype, *, cpu_offload
     for layer in decoder_layers(module.model):
         fully_shard(layer, mp_policy=policy, offload_policy=offload)
     fully_shard(module, mp_policy=policy, offload_policy=offload)
+    register_fsdp_forward_method(module, "with_whole_root")
