@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stillhouse.data.batch import Batch
+    from stillhouse.divergence.cross_tokenizer.merged import VocabularyMatch
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,24 @@ class DenseTargets:
 
     projection: Projection
     layers: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AlignedTargets:
+    """What a teacher with another tokenizer says, in groups of tokens that write the same text.
+
+    projection: hidden states [M, H_t] that predict the M teacher tokens which stand in a group, in the
+    order of the student's documents; its head is cut to the teacher's V* ids. tokens int64 [M]: those
+    tokens. groups int64 [M]: the group of each, and student_groups int64 [N] that of each of the
+    student's targets, -1 where it is in none. Groups are numbered from 0, in ascending order on both
+    sides, and each has tokens of both. ``match``: which ids of both vocabularies write the same bytes.
+    """
+
+    projection: Projection
+    tokens: Tensor
+    groups: Tensor
+    student_groups: Tensor
+    match: VocabularyMatch
 
 
 class Teacher(Protocol):

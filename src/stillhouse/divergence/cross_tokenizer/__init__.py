@@ -1,0 +1,1 @@
+"""Distillation between models with different tokenizers (methods of ULD and GOLD)."""
