@@ -23,10 +23,6 @@ SHORT = [
     "data.validation_fraction=0.01",
     "data.validation_limit_per_domain=2",
     "data.max_seq_len=128",
-    "stages.0.optimisation.budget={steps: 2}",
-    "stages.0.optimisation.batch_tokens=256",
-    "stages.0.optimisation.micro_batch_tokens=256",
-    "stages.0.optimisation.compile_head=false",
     "evaluation.generation={rows: 2, max_new_tokens: 8, samples: 2}",
 ]
 
@@ -42,6 +38,16 @@ def shortened(path: Path, tmp_path: Path) -> list[str]:
             "".join(json.dumps({"text": r["messages"][1]["content"] * 4, "domain": r["domain"]}) + "\n" for r in rows)
         )
     overrides = [*SHORT, f"data.train=[{{path: {source}, limit: 200}}]", f"output.dir={tmp_path / 'run'}"]
+    recipe = load_recipe(path)
+    for number, stage in enumerate(recipe.stages):
+        optimisation = f"stages.{number}.optimisation"
+        overrides += [f"{optimisation}.budget={{steps: 2}}", f"{optimisation}.compile_head=false"]
+        overrides += [f"{optimisation}.batch_tokens=256", f"{optimisation}.micro_batch_tokens=256"]
+        if hasattr(stage.objective, "rollout"):
+            overrides.append(f"stages.{number}.objective.rollout.max_new_tokens=8")
+    if path.stem == "sequence_kd":
+        # Real answers are longer than eight tokens; a few whole ones are enough.
+        overrides += ["stages.0.objective.rollout.max_new_tokens=96", "data.train.0.limit=24"]
     if "depth:" in text:
         overrides += ["student.depth={layers: 6, method: even}", "student.calibration_documents=2"]
     if "meta-llama" in text:

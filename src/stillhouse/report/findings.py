@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stillhouse.report.methods import is_distilled
 from stillhouse.report.rundata import RunData
 from stillhouse.report.text import clip, count, enumeration, number, share
 
@@ -78,7 +79,7 @@ def teacher_worse(run: RunData) -> tuple[str, ...]:
     if not names:
         return ()
     where = enumeration([clip(name, NAME_LIMIT) for name in names])
-    if run.objective == "kd":
+    if is_distilled(run.recipe):
         there = "there" if len(names) == 1 else "in each of them"
         return (
             f"The teacher is worse than the student in {where}: KD pulls the student towards a worse model {there}.",

@@ -11,6 +11,7 @@ from stillhouse.report import charts
 from stillhouse.report.charts import Chart, Series
 from stillhouse.report.findings import domain_gap_closed, run_headline, worse_domains
 from stillhouse.report.html import write_page
+from stillhouse.report.methods import method_of
 from stillhouse.report.rundata import RunData, read_run
 
 MODELS = (
@@ -141,13 +142,8 @@ def _teacher_nll(run: RunData) -> float | None:
 
 
 def _kind(run: RunData) -> str:
-    kinds = {
-        "sft": "Supervised fine-tuning",
-        "kd": "Knowledge distillation",
-        "gkd": "On-policy distillation",
-        "sequence_kd": "Sequence-level distillation",
-    }
-    return " then ".join(kinds[stage["objective"]["type"]] for stage in run.recipe["stages"])
+    name = method_of(run.recipe)
+    return name[0].upper() + name[1:]
 
 
 def commands(run: RunData) -> list[str]:

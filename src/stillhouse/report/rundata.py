@@ -28,12 +28,12 @@ class RunData:
 
     @property
     def objective(self) -> str:
-        """``sft`` or ``kd`` of the last stage."""
+        """The objective of the last stage, ``kd`` for one."""
         return objective_of(self.recipe)
 
 
 def objective_of(recipe: dict[str, Any]) -> str:
-    """Return ``sft`` or ``kd`` of a dumped recipe's last stage."""
+    """Return the objective of a dumped recipe's last stage, ``kd`` for one."""
     return str(recipe["stages"][-1]["objective"]["type"])
 
 
