@@ -13,6 +13,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from other_model import build_other_tokenizer, save_other_model
+
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -101,6 +103,20 @@ def tiny_model_dir(
         torch.manual_seed(MODEL_SEED)
         LlamaForCausalLM(tiny_config).float().save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer() -> PreTrainedTokenizerFast:
+    """Another vocabulary, other control tokens and another chat template. Shared: do not change it."""
+    return build_other_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def other_model_dir(other_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random model of the other tokenizer. Shared: do not change it."""
+    folder = tmp_path_factory.mktemp("other_model")
+    save_other_model(folder, other_tokenizer)
     return folder
 
 

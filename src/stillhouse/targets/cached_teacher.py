@@ -6,12 +6,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-
 from stillhouse.data.batch import Batch
-from stillhouse.data.document import DocumentSet, Int64Array
+from stillhouse.data.document import DocumentSet
 from stillhouse.targets.cache import TargetCache
 from stillhouse.targets.sparse import SparseTargets
+from stillhouse.teachers.batch_order import documents_in_order
 
 
 class CachedTeacher:
@@ -33,7 +32,7 @@ class CachedTeacher:
     def targets(self, batch: Batch) -> SparseTargets:
         """Return the targets of ``batch``, N rows in its row-major order, on the CPU."""
         ids = batch.document_ids.cpu().numpy()
-        return self._cache.read(self._documents.uids[self._one_by_one(ids)])
+        return self._cache.read(self._documents.uids[documents_in_order(ids, self._documents.num_targets)])
 
     def stream(self, batches: Iterable[Batch], *, depth: int = 4) -> Iterator[tuple[Batch, SparseTargets]]:
         """Yield every batch with its targets, while a thread reads those of the next ``depth`` batches."""
@@ -52,18 +51,3 @@ class CachedTeacher:
             finally:
                 for _, future in waiting:
                     future.cancel()
-
-    def _one_by_one(self, ids: Int64Array) -> Int64Array:
-        """Return the documents of a batch in order, from the document of each target [N].
-
-        A document that stands in a batch twice in a row makes one run of twice its targets.
-        """
-        if not len(ids):
-            return ids
-        starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-        runs = np.diff(np.append(starts, len(ids)))
-        documents = ids[starts]
-        times, rest = np.divmod(runs, self._documents.num_targets[documents])
-        assert not rest.any(), "the batch was cut from another document set"
-        repeated: Int64Array = np.repeat(documents, times)
-        return repeated
