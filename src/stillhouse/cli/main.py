@@ -163,6 +163,25 @@ def study(
 
 
 @app.command()
+def compare(
+    recipe: RecipePath,
+    methods: Annotated[str, typer.Option(help="For example sft,kd,reverse_kl,ddk.")] = "sft,kd",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the study.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed runs again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan and the time it takes.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at one time.")] = None,
+) -> None:
+    """Run one recipe with several methods and seeds, and print how much they differ.
+
+    Writes a study file into the output folder; the same command, or `stillhouse study` with that file, goes on.
+    """
+    from stillhouse.cli.study import CompareOptions, StudyOptions, compare_methods
+
+    compare_methods(recipe, CompareOptions(methods, seeds, output), StudyOptions(retry_failed, dry_run, jobs))
+
+
+@app.command()
 def push(
     run: Annotated[Path, typer.Argument(help="Run directory or model folder.")],
     repo: Annotated[str, typer.Argument(help="Hub repository, org/name.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from stillhouse.cli.commands import INTERRUPTED
+from stillhouse.errors import OutputError, RecipeError
+from stillhouse.recipe_io import load_recipe
+from stillhouse.run_directory import write_json_atomic, write_text_atomic
+from stillhouse.study.analysis.analyse import Analysis, analyse
+from stillhouse.study.analysis.wording import arm_name
 from stillhouse.study.config import StudyConfig
 from stillhouse.study.estimate import Durations, preflight_durations
 from stillhouse.study.grid import Plan, plan_study
+from stillhouse.study.methods import METHODS, method_overrides
 from stillhouse.study.runner import StudyOutcome, plan_only, run_study
 from stillhouse.study.view import open_view
 
 FAILED = 1
+STUDY_NAME = "study.yaml"
+ANALYSIS_NAME = "analysis.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,56 @@ def run_config(config: StudyConfig, path: Path, options: StudyOptions) -> None:
     _finish(outcome, path, console)
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of ``stillhouse compare``."""
+
+    methods: str
+    seeds: str
+    output: Path | None
+
+
+def compare_methods(recipe: Path, compare: CompareOptions, options: StudyOptions) -> None:
+    """Write the study of one recipe and several methods, and run it."""
+    output = compare.output or Path("runs") / f"compare-{recipe.stem}"
+    config = comparison(recipe, compare, output)
+    path = output / STUDY_NAME
+    _keep_file(path, config)
+    run_config(config, path, options)
+
+
+def comparison(recipe: Path, compare: CompareOptions, output: Path) -> StudyConfig:
+    """The study that puts methods side by side on one recipe; its file is to stand in ``output``."""
+    names = [name.strip() for name in compare.methods.split(",") if name.strip()]
+    if not names:
+        raise RecipeError(f"--methods: name at least one of {', '.join(METHODS)}")
+    seeds = [seed.strip() for seed in compare.seeds.split(",") if seed.strip()]
+    wrong = [seed for seed in seeds if not seed.isdigit()]
+    if wrong or not seeds:
+        raise RecipeError(f"--seeds {compare.seeds}: expected whole numbers, for example 0,1,2")
+    return StudyConfig.from_mapping(
+        {
+            "name": f"{recipe.stem}: {', '.join(names)}",
+            "base": os.path.relpath(recipe, output),
+            "output": str(output),
+            "seeds": [int(seed) for seed in seeds],
+            "axes": {"method": method_overrides(names, load_recipe(recipe))},
+        },
+        where="--methods",
+    )
+
+
+def _keep_file(path: Path, config: StudyConfig) -> None:
+    """Write the study file for people to edit; one that was edited is not replaced."""
+    if path.exists() and StudyConfig.from_yaml(path) != config:
+        raise OutputError(
+            f"{path}: another study is here; `stillhouse study {path}` goes on with it, or choose another --output"
+        )
+    if not path.exists():
+        header = "# Written by `stillhouse compare`. Edit it, then: stillhouse study " + str(path) + "\n"
+        write_text_atomic(path, header + config.to_yaml())
+
+
 def _sizes(base_dir: Path) -> Any:
     from stillhouse.study.sizes import model_sizes
 
@@ -63,6 +122,7 @@ def _sizes(base_dir: Path) -> Any:
 
 def _finish(outcome: StudyOutcome, path: Path, console: Console) -> None:
     console.print(results_table(outcome.result))
+    _analyse(outcome, console)
     command = f"stillhouse study {path}"
     if outcome.interrupted:
         console.print(f"stopped; `{command}` goes on from here", markup=False, highlight=False, soft_wrap=True)
@@ -76,6 +136,36 @@ def _finish(outcome: StudyOutcome, path: Path, console: Console) -> None:
             soft_wrap=True,
         )
         sys.exit(FAILED)
+
+
+def _analyse(outcome: StudyOutcome, console: Console) -> None:
+    """Write ``analysis.json`` and say what it found."""
+    if all(row["result"] is None for row in outcome.result["rows"]):
+        return
+    analysis = analyse(outcome.result)
+    write_json_atomic(outcome.folder / ANALYSIS_NAME, analysis.to_json())
+    if analysis.gains:
+        console.print(gains_table(analysis))
+    for line in [*analysis.findings, *(f"note: {caution}" for caution in analysis.cautions)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def gains_table(analysis: Analysis) -> Table:
+    """Mean and 95 % Student-t interval of the differences to the baseline, paired by seed."""
+    table = Table(title=f"NLL gain over {analysis.baseline}, nats/token, paired by seed")
+    for column in ("method", "size", "seeds", "gain", "95 % interval"):
+        table.add_column(column, justify="left" if column in ("method", "size") else "right", no_wrap=True)
+    for gain in analysis.gains:
+        found = gain.difference
+        known = found.low is not None and found.high is not None
+        table.add_row(
+            arm_name(gain.arm),
+            gain.size or "-",
+            str(found.n),
+            f"{found.mean:+.4f}",
+            f"{found.low:+.4f} to {found.high:+.4f}" if known else "one seed",
+        )
+    return table
 
 
 def results_table(result: dict[str, Any]) -> Table:

@@ -11,7 +11,7 @@ from typing import Any
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_io import recipe_from_mapping
 from stillhouse.run_directory import read_json, write_json_atomic
-from stillhouse.study.cost import run_flops
+from stillhouse.study.cost import StageTokens, run_flops
 from stillhouse.study.grid import Plan
 from stillhouse.study.state import RunState
 
@@ -109,13 +109,20 @@ def _step_events(path: Path) -> list[dict[str, Any]]:
 
 
 def _flops(recipe: Recipe, result: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, float]:
-    """By stage: a stage's last step has its tokens so far."""
-    tokens = {event["stage"]: event["tokens"] for event in steps}
+    trained = {stage["name"]: stage["tokens"] for stage in result["training"]["stages"]}
+    tokens = {name: StageTokens(count, _written(name, steps)) for name, count in trained.items()}
     parameters = result["parameters"]
     training_set = result["data"]["train"]["tokens"]
     return run_flops(
         recipe, tokens, training_set, student=parameters["student"], teacher=parameters["teacher"]
     ).to_json()
+
+
+def _written(stage: str, steps: list[dict[str, Any]]) -> int:
+    """Tokens of the stage's on-policy steps; a step event counts the stage's tokens so far."""
+    own = [event for event in steps if event["stage"] == stage]
+    before = [0, *(event["tokens"] for event in own)]
+    return sum(event["tokens"] - start for event, start in zip(own, before, strict=False) if event.get("on_policy"))
 
 
 def _last_mean(steps: list[dict[str, Any]], name: str) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
@@ -76,6 +76,8 @@ class StudyConfig(Config):
     """Times that a failing run is tried again at once, before it counts as failed."""
     jobs: int = Field(default=1, ge=1)
     """Runs at one time; local ones share the cores."""
+    parallel: Literal["local", "ray"] = "local"
+    """`local`: worker processes here. `ray`: tasks on a Ray cluster whose machines share the folder."""
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> StudyConfig:

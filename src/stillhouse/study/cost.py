@@ -7,7 +7,7 @@ one, so a training run costs
     student = 6 P_s * trained tokens
     teacher = 2 P_t * trained tokens     in stages whose teacher runs beside the student
 
-Answers that the student writes for on-policy distillation cost it ``2 P_s`` a token more. A teacher that
+Steps on answers that the student wrote itself cost it ``2 P_s`` a token more. A teacher that
 was captured into a cache, or wrote its answers beforehand, costs nothing in the run; what its pass over
 the training set took (``2 P_t`` a token, once) is listed apart as ``preparation``, because several runs
 share it. Attention's own products, the evaluations, and the shorter backward pass of LoRA are left out;
@@ -16,6 +16,7 @@ an untied input embedding is counted although a look-up does no arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stillhouse.recipe import DistillationObjective, GKDObjective, Recipe, SequenceKDObjective, StageConfig
@@ -46,8 +47,16 @@ class Flops:
         }
 
 
+@dataclass(frozen=True)
+class StageTokens:
+    """Trained tokens of a stage; ``written`` of them stand in documents whose answers the student wrote."""
+
+    trained: int
+    written: int
+
+
 def student_flops_per_token(stage: StageConfig, student: int) -> float:
-    """What one trained token of ``stage`` costs a student of so many parameters."""
+    """What one trained token of ``stage`` is going to cost a student of so many parameters."""
     written = stage.objective.on_policy_fraction if isinstance(stage.objective, GKDObjective) else 0.0
     return (TRAIN + FORWARD * written) * student
 
@@ -59,15 +68,20 @@ def teacher_flops_per_token(recipe: Recipe, stage: StageConfig, teacher: int | N
     return FORWARD * teacher if isinstance(stage.objective, DistillationObjective) else 0.0
 
 
-def run_flops(recipe: Recipe, tokens: dict[str, int], training_set: int, *, student: int, teacher: int | None) -> Flops:
-    """The cost of a run that trained on ``tokens`` by stage name.
+def run_flops(
+    recipe: Recipe, tokens: Mapping[str, StageTokens], training_set: int, *, student: int, teacher: int | None
+) -> Flops:
+    """The cost of a run that trained on ``tokens`` by stage name; a stage that is not named was skipped.
 
     ``training_set``: tokens of the training set, over which a prepared teacher passed once.
     """
-    own = sum(student_flops_per_token(stage, student) * tokens.get(stage.name, 0) for stage in recipe.stages)
-    beside = sum(teacher_flops_per_token(recipe, stage, teacher) * tokens.get(stage.name, 0) for stage in recipe.stages)
-    prepared = _is_prepared(recipe) and teacher is not None
-    return Flops(own, beside, FORWARD * (teacher or 0) * training_set if prepared else 0.0)
+    own = beside = 0.0
+    for stage in recipe.stages:
+        found = tokens.get(stage.name, StageTokens(0, 0))
+        own += student * (TRAIN * found.trained + FORWARD * found.written)
+        beside += teacher_flops_per_token(recipe, stage, teacher) * found.trained
+    prepared = FORWARD * teacher * training_set if teacher is not None and _is_prepared(recipe) else 0.0
+    return Flops(own, beside, prepared)
 
 
 def _is_prepared(recipe: Recipe) -> bool:

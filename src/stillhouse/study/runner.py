@@ -90,6 +90,10 @@ def plan_only(
 
 
 def _executor(plan: Plan, folder: Path, lock: StudyLock) -> Executor:
+    if plan.config.parallel == "ray":
+        from stillhouse.study.ray_cluster import RayExecutor
+
+        return RayExecutor(plan.config.jobs)
     return LocalExecutor(plan.config.jobs, logs=folder, keep_open=(lock.descriptor,))
 
 
