@@ -47,6 +47,10 @@ class TrainingError(StillhouseError, RuntimeError):
     """Training cannot go on: a loss is not finite, or a checkpoint does not fit the recipe."""
 
 
+class SynthesisError(StillhouseError, RuntimeError):
+    """No synthetic row could be made; the message says what became of the candidates."""
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the nearest allowed name, or an empty string."""
     matches = get_close_matches(name, list(allowed), n=1)

@@ -1,0 +1,1 @@
+"""New inputs from human seeds, their labels, the filters between, and the metrics of the set."""

@@ -1,0 +1,343 @@
+"""``synthesize``: batches of candidates until there are enough rows, or no more come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stillhouse.data.rows import Message, Row
+from stillhouse.errors import DataError, OutputError, SynthesisError
+from stillhouse.randomness import derive_seed, numpy_generator
+from stillhouse.recipe import RolloutConfig, SynthesisConfig
+from stillhouse.rollout.generator import Completion, Generator, SamplingSettings
+from stillhouse.run_directory import write_json_atomic, write_text_atomic
+from stillhouse.synthesis.candidates import (
+    Candidate,
+    Usage,
+    candidates_needed,
+    count_reasons,
+    keep,
+)
+from stillhouse.synthesis.filters import InputFilter, LengthRange, choose_answer, length_range
+from stillhouse.synthesis.formats import Format, Predicate, build_format
+from stillhouse.synthesis.journal import Journal
+from stillhouse.synthesis.leakage import GuardedSeeds, guard_seeds
+from stillhouse.synthesis.output import identity_of, rows_jsonl, synthesis_report
+from stillhouse.synthesis.prompting import STOP, draw_distinct, input_prompt, label_prompt, read_input
+from stillhouse.synthesis.scoring import AnswerScorer
+from stillhouse.synthesis.seeds import Seed, SeedDomain
+from stillhouse.synthesis.vectors import Matrix, TextVectors
+
+JOURNAL, ROWS, REPORT, PAGE = "journal.jsonl", "synthetic.jsonl", "synthesis_report.json", "report.html"
+CANDIDATES_PER_ROW = 20
+LABEL_EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class SynthesisModels:
+    """Who writes inputs, who answers them, and who scores the answers (None: nobody, as with most servers).
+
+    The numbers of parameters, where they are known, turn tokens into FLOPs.
+    """
+
+    inputs: Generator
+    labels: Generator
+    scorer: AnswerScorer | None = None
+    input_parameters: int | None = None
+    label_parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class SynthesisProgress:
+    """Where a synthesis stands; ``expected`` candidates in all at the acceptance so far, None before the first row."""
+
+    kept: int
+    target: int
+    candidates: int
+    expected: int | None
+
+
+@dataclass(frozen=True)
+class SynthesisOutcome:
+    """The folder, the rows in it, and the report as in ``synthesis_report.json``."""
+
+    directory: Path
+    rows: int
+    report: dict[str, Any]
+
+
+def synthesize(
+    config: SynthesisConfig,
+    seeds: Sequence[Row],
+    models: SynthesisModels,
+    *,
+    directory: Path,
+    seed: int,
+    evaluation: Sequence[Row] = (),
+    base_dir: Path = Path(),
+    predicate: Predicate | None = None,
+    input_predicate: Predicate | None = None,
+    overwrite: bool = False,
+    progress: Callable[[SynthesisProgress], None] | None = None,
+) -> SynthesisOutcome:
+    """Write new rows in the manner of ``seeds`` into ``directory``, or go on where a killed call stopped.
+
+    ``predicate`` and ``input_predicate`` serve ``type: predicate`` formats. ``evaluation`` rows must
+    not be given away by seeds or new rows. A larger target continues a finished synthesis.
+
+    Raises:
+        DataError: a seed is not one question with its answer, there are fewer seeds than a prompt
+            needs, or seeds contaminate the evaluation (the rows are named).
+        OutputError: the folder holds another synthesis.
+        SynthesisError: no row was kept; the report with all reasons is written all the same.
+    """
+    guarded = guard_seeds(seeds, evaluation, config)
+    checks = _checks(config, guarded, base_dir, predicate, input_predicate)
+    state = _Synthesis(config, guarded, checks, models, directory, seed, overwrite=overwrite)
+    return state.finish(state.run(progress))
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """What inputs and answers are held against; lengths of answers by domain."""
+
+    inputs: InputFilter
+    answers: Format
+    answer_lengths: dict[str, LengthRange]
+
+
+def _checks(
+    config: SynthesisConfig,
+    guarded: GuardedSeeds,
+    base_dir: Path,
+    predicate: Predicate | None,
+    input_predicate: Predicate | None,
+) -> _Checks:
+    domains = guarded.domains.values()
+    answers = [s.answer for domain in domains for s in domain.seeds]
+    answer_format = build_format(config.format, "synthesis.format", own=answers, predicate=predicate, base_dir=base_dir)
+    input_format = None
+    if config.input_format is not None:
+        texts = [s.text for domain in domains for s in domain.seeds]
+        field = "synthesis.input_format"
+        input_format = build_format(config.input_format, field, own=texts, predicate=input_predicate, base_dir=base_dir)
+    _refuse_useless_format(answer_format, [s for domain in domains for s in domain.seeds])
+    lengths = {d.name: length_range((s.answer for s in d.seeds), config.filters.length_factor) for d in domains}
+    inputs = InputFilter(config.filters, domains, input_format, guarded.index, guarded.evaluation)
+    return _Checks(inputs, answer_format, lengths)
+
+
+def _refuse_useless_format(answers: Format, seeds: Sequence[Seed]) -> None:
+    """A format that the human answers do not have would reject good rows, and shows a mistake in the recipe."""
+    for seed in seeds:
+        if problem := answers.problem(seed.answer):
+            raise DataError(
+                f"{seed.where}: the answer {seed.answer[:80]!r} of this seed does not have synthesis.format ({problem});"
+                " mend the format or the row"
+            )
+
+
+class _Synthesis:
+    """The state of one call: the journal, and what follows from it."""
+
+    def __init__(
+        self,
+        config: SynthesisConfig,
+        guarded: GuardedSeeds,
+        checks: _Checks,
+        models: SynthesisModels,
+        directory: Path,
+        seed: int,
+        *,
+        overwrite: bool,
+    ) -> None:
+        self.config, self.guarded, self.checks, self.models = config, guarded, checks, models
+        self.directory, self.seed = directory, seed
+        self.domains = guarded.domains
+        self.seeds = [s for domain in self.domains.values() for s in domain.seeds]
+        self.target = rows_wanted(config, len(self.seeds))
+        self.max_candidates = config.max_candidates or CANDIDATES_PER_ROW * self.target
+        texts = [s.text for s in self.seeds]
+        self.one_line = all("\n" not in text.strip() for text in texts)
+        self.vectors = TextVectors(texts)
+        self.seed_vectors = {d.name: self.vectors([s.text for s in d.seeds]) for d in self.domains.values()}
+        self.identity = identity_of(config, self.seeds, guarded.evaluation, models.inputs, models.labels, seed)
+        self.journal = _open_journal(directory, self.identity, overwrite=overwrite)
+        self.candidates = [c for batch in self.journal.batches for c in batch]
+        for candidate in self.candidates:
+            if candidate.input_passed:
+                self._know(candidate)
+
+    def _know(self, candidate: Candidate) -> None:
+        self.checks.inputs.add(f"candidate {candidate.number}", candidate.text)
+
+    # --- the loop ---------------------------------------------------------------------------
+
+    def run(self, progress: Callable[[SynthesisProgress], None] | None) -> str:
+        """Write batches until the target, or until it is hopeless; return which of them."""
+        while True:
+            kept = sum(c.passed for c in self.selected())
+            if progress is not None:
+                expected = candidates_needed(self.target, kept / max(1, len(self.candidates)))
+                progress(SynthesisProgress(kept, self.target, len(self.candidates), expected))
+            if kept >= self.target:
+                return "target"
+            if len(self.candidates) >= self.max_candidates:
+                return "max_candidates"
+            last = self.journal.batches[-self.config.max_fruitless_batches :]
+            if len(last) == self.config.max_fruitless_batches and not any(c.passed for b in last for c in b):
+                return "fruitless"
+            begun = time.monotonic()
+            batch = self._batch(len(self.journal.batches))
+            self.journal.append(batch, time.monotonic() - begun)
+            self.candidates += batch
+
+    def selected(self) -> list[Candidate]:
+        """The candidates that passed, those not kept in the end with their reason."""
+        tail = self.config.filters.nll_tail
+        return keep([c for c in self.candidates if c.passed], self.target, tail)
+
+    def _batch(self, number: int) -> list[Candidate]:
+        size = min(self.config.batch_size, self.max_candidates - len(self.candidates))
+        drafts, prompts = [], []
+        known = [c for c in self.candidates if c.passed]
+        for i in range(size):
+            draft, prompt = self._draft(len(self.candidates) + i, known)
+            drafts.append(draft)
+            prompts.append(prompt)
+        replies = self.models.inputs.generate(
+            prompts, _sampling(self.config.inputs, STOP), seed=derive_seed(self.seed, "synthesis-inputs", number)
+        )
+        judged = [self._judge(d, r) for d, r in zip(drafts, replies, strict=True)]
+        return self._answer(judged, derive_seed(self.seed, "synthesis-labels", number))
+
+    def _draft(self, number: int, known: Sequence[Candidate]) -> tuple[Candidate, list[Any]]:
+        """Choose the examples of one candidate: all of the domain of a seed drawn at random."""
+        generator = numpy_generator(self.seed, "synthesis-examples", number)
+        domain = self.domains[self.seeds[int(generator.integers(len(self.seeds)))].domain]
+        generated = [c for c in known if c.domain == domain.name]
+        synthetic = min(self.config.synthetic_examples, len(generated))
+        human = min(self.config.human_examples + self.config.synthetic_examples - synthetic, len(domain.seeds))
+        chosen = draw_distinct(domain.seeds, human, generator)
+        shown = [generated[i] for i in generator.choice(len(generated), synthetic, replace=False)] if synthetic else []
+        texts = [s.text for s in chosen] + [c.text for c in shown]
+        prompt = input_prompt([texts[i] for i in generator.permutation(len(texts))], self.config.description)
+        draft = Candidate(
+            number, domain.name, tuple(s.id for s in chosen), tuple(c.number for c in shown), "", chosen[0].system
+        )
+        return draft, prompt
+
+    def _judge(self, draft: Candidate, reply: Completion) -> Candidate:
+        text = read_input(reply.text, one_line=self.one_line)
+        rejection = self.checks.inputs.judge(text, draft.domain, finished=reply.finished)
+        candidate = replace(draft, text=text, rejection=rejection, input_usage=_usage([reply]))
+        if candidate.input_passed:
+            self._know(candidate)
+        return candidate
+
+    def _answer(self, judged: Sequence[Candidate], seed: int) -> list[Candidate]:
+        """Label the inputs that passed, and score the answers that passed."""
+        labels = self.config.labels
+        asked = [c for c in judged if c.input_passed]
+        prompts = [self._label_prompt(c) for c in asked]
+        replies = self.models.labels.generate(
+            [prompt for prompt in prompts for _ in range(labels.samples)], _sampling(labels, ()), seed=seed
+        )
+        answered: dict[int, Candidate] = {}
+        for i, candidate in enumerate(asked):
+            samples = replies[i * labels.samples : (i + 1) * labels.samples]
+            answer, agreement, rejection = choose_answer(
+                samples, self.checks.answers, self.checks.answer_lengths[candidate.domain], labels.min_agreement
+            )
+            answered[candidate.number] = replace(
+                candidate, answer=answer, agreement=agreement, rejection=rejection, label_usage=_usage(samples)
+            )
+        scored = [(c, p) for c, p in zip(answered.values(), prompts, strict=True) if c.passed]
+        if self.models.scorer is not None and self.config.filters.nll_tail > 0:
+            conversations = [[*prompt, Message("assistant", c.answer or "")] for c, prompt in scored]
+            for (candidate, _), nll in zip(scored, self.models.scorer.score(conversations), strict=True):
+                answered[candidate.number] = replace(candidate, nll=nll)
+        return [answered.get(c.number, c) for c in judged]
+
+    def _label_prompt(self, candidate: Candidate) -> list[Message]:
+        domain = self.domains[candidate.domain]
+        return label_prompt(domain, candidate.text, candidate.system, self._examples_for(domain, candidate.text))
+
+    def _examples_for(self, domain: SeedDomain, text: str) -> list[Seed]:
+        """The seeds most like the input, the nearest last, where the labeller sees it best."""
+        wanted = self.config.labels.examples
+        if wanted is None:
+            wanted = 0 if self.config.label_model is not None else LABEL_EXAMPLES
+        if wanted == 0:
+            return []
+        similarity: Matrix = self.seed_vectors[domain.name] @ self.vectors([text])[0]
+        nearest = sorted(range(len(domain.seeds)), key=lambda i: (-similarity[i], i))[:wanted]
+        return [domain.seeds[i] for i in reversed(nearest)]
+
+    # --- the outcome ------------------------------------------------------------------------
+
+    def finish(self, stopped: str) -> SynthesisOutcome:
+        """Write rows and report; SynthesisError where there is no row."""
+        final = {c.number: c for c in self.selected()}
+        outcome = [final.get(c.number, c) for c in self.candidates]
+        kept = [c for c in outcome if c.passed]
+        write_text_atomic(self.directory / ROWS, rows_jsonl(kept, self.domains, self.identity))
+        report = synthesis_report(
+            config=self.config,
+            guarded=self.guarded,
+            candidates=outcome,
+            target=self.target,
+            stopped=stopped,
+            identity=self.identity,
+            parameters=(self.models.input_parameters, self.models.label_parameters),
+            scored=self.models.scorer is not None,
+            seconds=self.journal.seconds,
+            seed=self.seed,
+        )
+        write_json_atomic(self.directory / REPORT, report)
+        if not kept:
+            raise SynthesisError(self._nothing_kept(outcome))
+        return SynthesisOutcome(self.directory, len(kept), report)
+
+    def _nothing_kept(self, outcome: Sequence[Candidate]) -> str:
+        counts = count_reasons(outcome)
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items(), key=lambda item: -item[1]))
+        first = next(c for c in outcome if c.rejection is not None)
+        assert first.rejection is not None
+        shown = f"{first.text[:200]!r}" + (f" -> {first.answer[:200]!r}" if first.answer else "")
+        return (
+            f"synthesis: none of {len(outcome)} candidates was kept ({reasons}); the first was {shown}"
+            f" ({first.rejection.reason}: {first.rejection.detail or 'see the report'}). Look at"
+            f" {self.directory / JOURNAL}; fine-tune the writer or the labeller on the task, change the sampling, or mend"
+            " format and filters"
+        )
+
+
+def rows_wanted(config: SynthesisConfig, num_seeds: int) -> int:
+    """Return how many rows ``count`` or ``ratio`` ask for; at least one."""
+    if config.count is not None:
+        return config.count
+    assert config.ratio is not None, "the recipe's validation asks for one of them"
+    return max(1, round(config.ratio * num_seeds))
+
+
+def _open_journal(directory: Path, identity: dict[str, Any], *, overwrite: bool) -> Journal:
+    """Open the folder's journal, or begin one in a new or empty folder; OutputError for a foreign one."""
+    if overwrite:
+        for name in (JOURNAL, ROWS, REPORT, PAGE):
+            (directory / name).unlink(missing_ok=True)
+    path = directory / JOURNAL
+    if not path.exists() and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise OutputError(f"synthesis.dir={directory}: other files are here; name a new or empty folder")
+    return Journal(path, identity)
+
+
+def _sampling(config: RolloutConfig, stop: tuple[str, ...]) -> SamplingSettings:
+    return SamplingSettings(config.max_new_tokens, config.temperature, config.top_p, stop)
+
+
+def _usage(completions: Sequence[Completion]) -> Usage:
+    return Usage(sum(c.prompt_tokens or 0 for c in completions), sum(c.tokens for c in completions))
