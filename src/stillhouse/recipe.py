@@ -381,8 +381,45 @@ class SequenceKDObjective(Config):
         return 1.0, 0.0
 
 
+class UldMethod(Config):
+    """ULD (Boizard 2024, arXiv 2402.12030): the sorted probabilities of both models are compared."""
+
+    type: Literal["uld"]
+    ce_weight: float = Field(default=1.0, ge=0)
+    kd_weight: PositiveFloat = 1.5
+
+
+class GoldMethod(Config):
+    """GOLD's hybrid (TRL): JSD on tokens that write the same text, sorted probabilities on the others."""
+
+    type: Literal["gold"] = "gold"
+    ce_weight: float = Field(default=0.0, ge=0)
+    """0 is GOLD's own; the end of a turn is then learned from nothing."""
+    kd_weight: PositiveFloat = 1.0
+    beta: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the teacher in the JSD's mixture; 0 means exact forward KL and 1 exact reverse KL."""
+    matched_weight: float | None = Field(default=None, ge=0, le=1)
+    """Weight of the JSD against the rest; None: the share of the teacher's tokens that the student has."""
+
+
+class CrossTokenizerObjective(Config):
+    """Cross-entropy and a divergence from a live teacher that has another tokenizer."""
+
+    type: Literal["cross_tokenizer"]
+    method: Annotated[UldMethod | GoldMethod, Field(discriminator="type")] = GoldMethod()
+    merge: Literal["bayesian", "observed"] = "bayesian"
+    """One distribution from several tokens of the same text: the last one's times the probability of those before
+    (`bayesian`), or the first one's times that of those behind (`observed`)."""
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """(weight of CE, weight of the divergence)."""
+        return self.method.ce_weight, self.method.kd_weight
+
+
 ObjectiveConfig = Annotated[
-    SFTObjective | KDObjective | GKDObjective | SequenceKDObjective, Field(discriminator="type")
+    SFTObjective | KDObjective | GKDObjective | SequenceKDObjective | CrossTokenizerObjective,
+    Field(discriminator="type"),
 ]
 
 
@@ -785,6 +822,29 @@ class Recipe(Config):
                 raise ValueError(
                     f"stages.{i}.objective.type=sequence_kd: each process has the teacher write its own share of the "
                     "answers, so teacher.placement=sharded cannot be used; use whole or offload"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _other_tokens_need_the_teacher_itself(self) -> Recipe:
+        for i, stage in enumerate(self.stages):
+            if not isinstance(stage.objective, CrossTokenizerObjective) or self.teacher is None:
+                continue
+            field = f"stages.{i}.objective.type=cross_tokenizer"
+            if self.teacher.source != "live":
+                raise ValueError(
+                    f"{field}: cached and served targets name the student's own tokens; use teacher.source=live, "
+                    f"not {self.teacher.source}"
+                )
+            if isinstance(stage.mixture, FollowingMixture):
+                raise ValueError(
+                    f"stages.{i}.mixture.type={stage.mixture.type} compares NLL per token, which another tokenizer's is "
+                    "not; use another mixture"
+                )
+            if isinstance(self.student, PrunedStudent) and self.student.vocabulary is not None:
+                raise ValueError(
+                    f"{field}: student.vocabulary keeps the tokens of a source that the teacher does not share; leave the "
+                    "vocabulary whole"
                 )
         return self
 

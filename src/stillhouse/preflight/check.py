@@ -18,13 +18,21 @@ from stillhouse.mixture.plan import Plan
 from stillhouse.models.load import load_tokenizer
 from stillhouse.models.parameters import count_parameters
 from stillhouse.models.tokenizers import vocabulary_size
-from stillhouse.models.vocabulary_map import teacher_ids
 from stillhouse.preflight.estimate import Estimate, ModelSize, estimate, in_sequence, measure_flops
-from stillhouse.recipe import DistillationObjective, ModelConfig, PretrainedStudent, PrunedStudent, Recipe, StageConfig
+from stillhouse.recipe import (
+    CrossTokenizerObjective,
+    DistillationObjective,
+    ModelConfig,
+    PretrainedStudent,
+    PrunedStudent,
+    Recipe,
+    StageConfig,
+)
 from stillhouse.run_directory import RunDirectory
 from stillhouse.training.mixing import interval_steps_of, num_interval_steps, split_held_out
 from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source
 from stillhouse.training.precision import resolve_dtype
+from stillhouse.training.tokenizer_relation import relate_tokenizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -92,7 +100,7 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
     guesses = []
     for stage in recipe.stages:
         steps, tokens = _amount(recipe, stage, dataset.of_stage(stage.name))
-        taught = isinstance(stage.objective, DistillationObjective)
+        taught = isinstance(stage.objective, DistillationObjective | CrossTokenizerObjective)
         guesses.append(
             estimate(
                 recipe,
@@ -124,8 +132,8 @@ def _check_vocabularies(recipe: Recipe, source: ModelConfig, base_dir: Path) -> 
     if recipe.teacher is None:
         return
     ours, theirs = load_tokenizer(source, base_dir=base_dir), load_tokenizer(recipe.teacher, base_dir=base_dir)
-    mapping = teacher_ids(ours, theirs)
-    needed = vocabulary_size(ours) if mapping is None else int(mapping.max()) + 1
+    mapping, difference = relate_tokenizers(recipe, ours, theirs)
+    needed = vocabulary_size(theirs if difference else ours) if mapping is None else int(mapping.max()) + 1
     rows = model_configuration(recipe.teacher, base_dir).get_text_config().vocab_size
     if rows < needed:
         raise ModelError(

@@ -17,11 +17,11 @@ from stillhouse.models.parameters import count_parameters
 from stillhouse.models.save import save_model
 from stillhouse.models.shrink.build import build_student
 from stillhouse.models.tokenizers import tokenizer_hash, vocabulary_size
-from stillhouse.models.vocabulary_map import teacher_ids
 from stillhouse.recipe import ModelConfig, PretrainedStudent, Recipe
 from stillhouse.run_directory import RunDirectory, read_json, write_json_atomic
 from stillhouse.training.distributed import World
 from stillhouse.training.precision import resolve_dtype
+from stillhouse.training.tokenizer_relation import relate_tokenizers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class Student:
     """Where the student's first weights are, and how its ids relate to the teacher's.
 
-    ``vocabulary_map`` int64 [V*] gives the teacher's id of every student id; None: they are equal.
+    ``vocabulary_map`` int64 [V*] gives the teacher's id of every student id; None: they are equal, or
+    the teacher has another tokenizer, and then ``other_tokenizer`` says where the two first differ.
     """
 
     recipe: Recipe
@@ -43,6 +44,7 @@ class Student:
     vocabulary_map: Tensor | None
     parameters: int
     teacher_parameters: int | None
+    other_tokenizer: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def load(self, dtype: torch.dtype, *, lora: bool = True) -> PreTrainedModel:
@@ -76,9 +78,9 @@ def prepare_student(
         if recipe.student.vocabulary is not None:
             tokenizer = load_tokenizer(config, base_dir=base_dir)
             dataset = load_data(recipe, tokenizer, base_dir)
-    vocab_size, mapping = vocabulary_size(tokenizer), None
+    vocab_size, mapping, difference = vocabulary_size(tokenizer), None, None
     if recipe.teacher is not None:
-        mapping = teacher_ids(tokenizer, load_tokenizer(recipe.teacher, base_dir=base_dir))
+        mapping, difference = relate_tokenizers(recipe, tokenizer, load_tokenizer(recipe.teacher, base_dir=base_dir))
     student = Student(
         recipe=recipe,
         config=config,
@@ -88,6 +90,7 @@ def prepare_student(
         vocabulary_map=mapping,
         parameters=parameters_of(config, base_dir),
         teacher_parameters=None if recipe.teacher is None else parameters_of(recipe.teacher, base_dir),
+        other_tokenizer=difference,
         notes=notes,
     )
     return student, dataset

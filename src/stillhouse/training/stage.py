@@ -16,6 +16,7 @@ from stillhouse.data.dataset import Dataset
 from stillhouse.data.document import DocumentSet
 from stillhouse.data.formatting import chat_format_for
 from stillhouse.data.prepare import read_template
+from stillhouse.divergence.cross_tokenizer.objective import CrossTokenizerTerms
 from stillhouse.divergence.objective import ObjectiveTerms
 from stillhouse.evaluation.held_out import stop_ids
 from stillhouse.evaluation.nll import NLLReport, TokenScorer, measure_nll
@@ -27,6 +28,7 @@ from stillhouse.models.lora import merge_lora
 from stillhouse.models.placement import place_model
 from stillhouse.models.save import save_model
 from stillhouse.recipe import (
+    CrossTokenizerObjective,
     DistillationObjective,
     GKDObjective,
     Recipe,
@@ -38,11 +40,13 @@ from stillhouse.rollout.generator import Generator, ModelGenerator
 from stillhouse.rollout.mode import evaluating
 from stillhouse.run_directory import RunDirectory
 from stillhouse.targets.cached_teacher import CachedTeacher
+from stillhouse.teachers.aligned import AlignedTeacher
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.protocol import Teacher
 from stillhouse.training.answers import refuse_plain_text
 from stillhouse.training.cached import cached_teacher, teacher_dtype, uses_cache
 from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.cross_tokenizer import aligned_teacher
 from stillhouse.training.distributed import World
 from stillhouse.training.loop import Cadence, LoopState, StageLoop
 from stillhouse.training.metrics import MetricsLog, forget_after, open_tracker
@@ -111,6 +115,15 @@ class StageContext:
         folder = self.directory / "checkpoints" / stage
         return Checkpoints(folder, self.world, keep=self.recipe.checkpoints.keep)
 
+    def saying(self, stage: StageConfig) -> Callable[[str], None]:
+        """Return the function that tells a person, if one listens, something about a stage."""
+
+        def say(text: str) -> None:
+            if self.console is not None:
+                self.console.print(f"[{stage.name}] {text}", markup=False, highlight=False, soft_wrap=True)
+
+        return say
+
 
 def build_stage(
     context: StageContext,
@@ -141,12 +154,12 @@ def build_stage(
     epochs = Plan(documents.lengths, batch_tokens=optimisation.batch_tokens, seed=recipe.seed)
     drawn = interval_steps_of(stage) is not None
     num_steps = num_interval_steps(stage, documents) if drawn else epochs.num_steps_for(optimisation.budget)
-    teacher = _teacher(recipe, stage, base_dir, student, documents, world)
+    teacher = _teacher(context, stage, dataset)
     train_step = TrainStep(
         module,
         weights,
         teacher=teacher,
-        terms=ObjectiveTerms.from_config(stage.objective, student.vocab_size),
+        terms=_terms(stage, student),
         config=optimisation,
         domains=documents.domains,
         world=world,
@@ -210,17 +223,26 @@ def _student_module(student: Student, stage: StageConfig, world: World) -> Disti
     return module.to(world.device)
 
 
+def _terms(stage: StageConfig, student: Student) -> ObjectiveTerms:
+    if isinstance(stage.objective, CrossTokenizerObjective):
+        return CrossTokenizerTerms.of(stage.objective, student.vocab_size)
+    return ObjectiveTerms.from_config(stage.objective, student.vocab_size)
+
+
 def _teacher(
-    recipe: Recipe, stage: StageConfig, base_dir: Path, student: Student, documents: DocumentSet, world: World
-) -> Teacher | CachedTeacher | None:
+    context: StageContext, stage: StageConfig, dataset: Dataset
+) -> Teacher | CachedTeacher | AlignedTeacher | None:
     """The teacher of a KD stage, in memory or from its cache; SFT does not pay for one."""
+    recipe, base_dir, student = context.recipe, context.base_dir, context.student
+    if isinstance(stage.objective, CrossTokenizerObjective):
+        return aligned_teacher(recipe, base_dir, student, dataset.train, context.world, context.saying(stage))
     if not isinstance(stage.objective, DistillationObjective):
         return None
     config = recipe.teacher
     assert config is not None, "the recipe's validation asks for one"
     if uses_cache(recipe):
-        return cached_teacher(recipe, documents, student.vocab_size, base_dir)
-    return live_teacher(recipe, base_dir, student, world)
+        return cached_teacher(recipe, dataset.train.documents, student.vocab_size, base_dir)
+    return live_teacher(recipe, base_dir, student, context.world)
 
 
 def live_teacher(recipe: Recipe, base_dir: Path, student: Student, world: World) -> LiveTeacher:
@@ -249,14 +271,13 @@ def label_with_teacher(
         model = load_model(config, dtype=dtype, base_dir=base_dir)
         if config.quantization == "none":
             model = place_model(model, config.placement, context.world.device)
-        template = read_template(recipe.data.chat_template, base_dir)
+        # A template that is written for the student's tokens means nothing to another tokenizer.
+        other = context.student.other_tokenizer is not None
+        template = None if other else read_template(recipe.data.chat_template, base_dir)
         tokenizer = load_tokenizer(config, base_dir=base_dir)
         return ModelGenerator(model, tokenizer, template=template, batch_tokens=rollout.batch_tokens)
 
-    def say(text: str) -> None:
-        if context.console is not None:
-            context.console.print(f"[{stage.name}] {text}", markup=False, highlight=False, soft_wrap=True)
-
+    say = context.saying(stage)
     folder = context.directory / "generated" / stage.name
     rows = label_rows(
         dataset.train.rows, load_generator, rollout, folder, seed=recipe.seed, world=context.world, say=say

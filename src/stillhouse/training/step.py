@@ -18,7 +18,8 @@ from stillhouse.errors import TrainingError
 from stillhouse.recipe import OptimisationConfig
 from stillhouse.targets.cached_teacher import CachedTeacher
 from stillhouse.targets.sparse import SparseTargets
-from stillhouse.teachers.protocol import Projection, Teacher
+from stillhouse.teachers.aligned import AlignedTeacher
+from stillhouse.teachers.protocol import AlignedTargets, Projection, Teacher
 from stillhouse.training.distributed import World
 from stillhouse.training.precision import Weights
 from stillhouse.training.student import DistillationModule
@@ -63,7 +64,7 @@ class TrainStep:
         module: DistillationModule,
         weights: Weights,
         *,
-        teacher: Teacher | CachedTeacher | None,
+        teacher: Teacher | CachedTeacher | AlignedTeacher | None,
         terms: ObjectiveTerms,
         config: OptimisationConfig,
         domains: Sequence[str],
@@ -116,7 +117,7 @@ class TrainStep:
 
     def _with_targets(
         self, micro_batches: Sequence[Batch]
-    ) -> Iterator[tuple[Batch, Projection | SparseTargets | None]]:
+    ) -> Iterator[tuple[Batch, Projection | SparseTargets | AlignedTargets | None]]:
         """Each batch on the device with what the teacher says; cached targets are read ahead by a thread."""
         device = self._world.device
         if isinstance(self._teacher, CachedTeacher):
@@ -124,10 +125,17 @@ class TrainStep:
                 yield batch.to(device), sparse.to(device)
             return
         for batch in (b.to(device) for b in micro_batches):
-            yield batch, None if self._teacher is None else self._teacher.targets(batch).projection
+            if isinstance(self._teacher, AlignedTeacher):
+                yield batch, self._teacher.targets(batch)
+            else:
+                yield batch, None if self._teacher is None else self._teacher.targets(batch).projection
 
     def _forward_backward(
-        self, batch: Batch, targets: Projection | SparseTargets | None, normaliser: int, terms: ObjectiveTerms
+        self,
+        batch: Batch,
+        targets: Projection | SparseTargets | AlignedTargets | None,
+        normaliser: int,
+        terms: ObjectiveTerms,
     ) -> ObjectiveOutput:
         loss, output = self.module(batch, targets, terms, float(normaliser), self.weights.gradient_of)
         self.weights.scale_loss(loss, self._world).backward()  # type: ignore[no-untyped-call]
@@ -141,22 +149,23 @@ class TrainStep:
         kd = self._teacher is not None
         # A cache that was captured without statistics does not know the teacher's own NLL and entropy.
         knows_teacher = kd and (normaliser == 0 or means["teacher_entropy"] != 0)
+        # Models that choose between different tokens cannot agree on one.
+        other_tokens = isinstance(self._teacher, AlignedTeacher)
         loss = terms.ce_weight * means["ce"] + terms.kd_weight * means["kd"]
         return StepOutcome(
             targets=normaliser,
             loss=loss,
             ce=means["ce"],
             kd=means["kd"] if kd else None,
-            teacher_nll=means["teacher_nll"] if knows_teacher else None,
+            teacher_nll=means["teacher_nll"] if knows_teacher or other_tokens else None,
             teacher_entropy=means["teacher_entropy"] if knows_teacher else None,
-            top1_agreement=means["top1_agreement"] if kd else None,
+            top1_agreement=means["top1_agreement"] if kd and not other_tokens else None,
             grad_norm=norm,
             grad_rms_ratio=math.sqrt(kd_square / ce_square) if kd and ce_square > 0 else None,
-            domains=self._domain_means(table, kd),
+            domains=self._domain_means(table, _QUANTITIES[:4] if other_tokens else _QUANTITIES[: None if kd else 2]),
         )
 
-    def _domain_means(self, table: Tensor, kd: bool) -> dict[str, dict[str, float]]:
-        shown = _QUANTITIES if kd else _QUANTITIES[:2]
+    def _domain_means(self, table: Tensor, shown: Sequence[str]) -> dict[str, dict[str, float]]:
         result = {}
         for name, row in zip(self._domains, table.tolist(), strict=True):
             if row[0] > 0:

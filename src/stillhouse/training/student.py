@@ -17,12 +17,13 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 
 from stillhouse.data.batch import Batch
+from stillhouse.divergence.cross_tokenizer.objective import CrossTokenizerTerms, cross_tokenizer_objective
 from stillhouse.divergence.fused import fused_objective
 from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms
 from stillhouse.divergence.sparse import sparse_objective
 from stillhouse.models.head import decoder_layers, split_model
 from stillhouse.targets.sparse import SparseTargets
-from stillhouse.teachers.protocol import Projection
+from stillhouse.teachers.protocol import AlignedTargets, Projection
 
 T = TypeVar("T")
 GradientBuffer = Callable[[Tensor], Tensor | None]
@@ -45,7 +46,7 @@ class DistillationModule(nn.Module):
     def forward(
         self,
         batch: Batch,
-        teacher: Projection | SparseTargets | None,
+        teacher: Projection | SparseTargets | AlignedTargets | None,
         terms: ObjectiveTerms,
         normaliser: float,
         gradient_buffer: GradientBuffer | None = None,
@@ -57,13 +58,15 @@ class DistillationModule(nn.Module):
         how: dict[str, Any] = {
             "normaliser": normaliser,
             "chunk": self.chunk,
-            "compiled": self.compiled,
             "weight_grad_accumulator": buffer,
         }
-        if isinstance(teacher, SparseTargets):
-            output = sparse_objective(projection, batch.labels, teacher, terms, **how)
+        if isinstance(teacher, AlignedTargets):
+            assert isinstance(terms, CrossTokenizerTerms)
+            output = cross_tokenizer_objective(projection, batch.labels, teacher, terms, **how)
+        elif isinstance(teacher, SparseTargets):
+            output = sparse_objective(projection, batch.labels, teacher, terms, **how, compiled=self.compiled)
         else:
-            output = fused_objective(projection, batch.labels, teacher, terms, **how)
+            output = fused_objective(projection, batch.labels, teacher, terms, **how, compiled=self.compiled)
         return output.loss, output
 
     def with_whole_root(self, call: Callable[[PreTrainedModel], T]) -> T:

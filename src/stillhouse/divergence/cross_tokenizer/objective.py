@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stillhouse.divergence.cross_tokenizer.merged import MergedDivergence
+from stillhouse.divergence.cross_tokenizer.merged import MergedDivergence, hybrid, uld
 from stillhouse.divergence.head_gradients import (
     HeadGradients,
     add_head_gradients,
@@ -38,6 +38,7 @@ from stillhouse.divergence.head_gradients import (
 )
 from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms, summarise
 from stillhouse.divergence.rows import LogitTransform, Statistics, softmax_of_shifted
+from stillhouse.recipe import CrossTokenizerObjective, GoldMethod
 from stillhouse.teachers.protocol import AlignedTargets, Projection
 
 Merge = Literal["bayesian", "observed"]
@@ -60,6 +61,15 @@ class CrossTokenizerTerms(ObjectiveTerms):
         assert self.divergence is None
         assert self.temperature == 1.0
         assert self.ce_weight > 0 or self.kd_weight > 0
+
+    @classmethod
+    def of(cls, config: CrossTokenizerObjective, vocab_size: int) -> CrossTokenizerTerms:
+        """Read a recipe's objective; ``vocab_size`` is the student's V*."""
+        method = config.method
+        bound = (
+            hybrid(beta=method.beta, matched_weight=method.matched_weight) if isinstance(method, GoldMethod) else uld
+        )
+        return cls(*config.weights, None, 1.0, True, vocab_size, bound, config.merge)
 
 
 def cross_tokenizer_objective(
