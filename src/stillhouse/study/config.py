@@ -68,7 +68,8 @@ class StudyConfig(Config):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     axes: dict[Label, dict[Label, Overrides]] = Field(default_factory=dict)
     """Axis, label, and the recipe fields of that label: `stages.0.objective.type: sft`. `*` stands for all
-    items of a list (`data.train.*.limit: 1000`); a value may be a whole object. Axes are applied in order."""
+    items of a list (`data.train.*.limit: 1000`); a value may be a whole object. In its strings `{seed}` and
+    `{AXIS}` stand for the run's seed and its label on that axis. Axes are applied in order."""
     exclude: tuple[dict[Label, Label], ...] = ()
     """Combinations that are left out: `{method: kd, size: "100"}` leaves out every run with both labels."""
     budget: StudyBudget | None = None

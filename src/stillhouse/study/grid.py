@@ -137,13 +137,28 @@ def _resolve(
     config: StudyConfig, base: Mapping[str, Any], labels: Mapping[str, str], seed: int, name: str, where: str
 ) -> dict[str, Any]:
     data = copy.deepcopy(dict(base))
+    names = {**labels, "seed": str(seed)}
     for axis, label in labels.items():
         for field, value in config.axes[axis][label].items():
-            set_field(data, field, value, where=f"{where}: axes.{axis}.{label}: {field}")
+            set_field(data, field, fill_in(value, names), where=f"{where}: axes.{axis}.{label}: {field}")
     output = data.get("output")
     data["seed"] = seed
     data["output"] = {**(output if isinstance(output, dict) else {}), "dir": f"{config.output}/{name}"}
     return data
+
+
+def fill_in(value: Any, names: Mapping[str, str]) -> Any:
+    """Return an override's value with `{seed}` and `{AXIS}` in its strings replaced by the run's own.
+
+    So one label can name what differs between runs: `teacher.path: runs/teachers/{size}-seed{seed}/model`.
+    """
+    if isinstance(value, str):
+        for name, text in names.items():
+            value = value.replace(f"{{{name}}}", text)
+        return value
+    if isinstance(value, dict):
+        return {key: fill_in(item, names) for key, item in value.items()}
+    return [fill_in(item, names) for item in value] if isinstance(value, list) else value
 
 
 def _show(labels: Mapping[str, str]) -> str:
