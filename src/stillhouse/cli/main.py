@@ -182,6 +182,39 @@ def compare(
 
 
 @app.command()
+def advise(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the advice; OUTPUT_DIR-advice otherwise.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the pilot.")] = 3,
+    sizes: Annotated[str | None, typer.Option(help="Rows of the pilot's runs, such as 300,1000,3000.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Pilot runs at one time.")] = 1,
+    measure_only: Annotated[bool, typer.Option("--measure-only", help="Measure the models, train nothing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed pilot runs again.")] = False,
+) -> None:
+    """Ask before a full run: KD or SFT, is the teacher strong enough, which domains lag.
+
+    Measures on your data, runs a small pilot and predicts with intervals. The same command resumes it.
+    """
+    from stillhouse.cli.advise import AdviseOptions, advise_recipe
+
+    advise_recipe(recipe, overrides or [], output, AdviseOptions(seeds, sizes, jobs, measure_only, retry_failed))
+
+
+@app.command("check-adviser")
+def check_adviser(
+    study: Annotated[Path, typer.Argument(help="Folder of a finished study.", show_default=False)],
+    baseline: Annotated[str | None, typer.Option(help="Method to compare with; SFT otherwise.")] = None,
+) -> None:
+    """Count how often the adviser is right when it sees only a study's smaller sizes."""
+    from stillhouse.cli.advise import check_adviser as check
+
+    check(study, baseline)
+
+
+@app.command()
 def push(
     run: Annotated[Path, typer.Argument(help="Run directory or model folder.")],
     repo: Annotated[str, typer.Argument(help="Hub repository, org/name.")],
