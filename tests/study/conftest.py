@@ -58,9 +58,11 @@ def base_data(tiny_model_dir: Path, small_teacher_dir: Path, chat_jsonl: Path) -
 
 @pytest.fixture
 def write_study(tmp_path: Path, base_data: dict[str, Any]) -> WriteStudy:
-    """Write base.yaml and study.yaml; keyword arguments replace fields of the study."""
+    """Write a base recipe and a study file; ``train`` is the budget of its stage."""
 
-    def write(name: str = "study", **fields: Any) -> Path:
+    def write(name: str = "study", *, train: dict[str, int] | None = None, **fields: Any) -> Path:
+        if train is not None:
+            base_data["stages"][0]["optimisation"]["budget"] = train
         (tmp_path / "base.yaml").write_text(yaml.safe_dump(base_data))
         path = tmp_path / f"{name}.yaml"
         data = {

@@ -10,7 +10,8 @@ one, so a training run costs
 Steps on answers that the student wrote itself cost it ``2 P_s`` a token more. A teacher that
 was captured into a cache, or wrote its answers beforehand, costs nothing in the run; what its pass over
 the training set took (``2 P_t`` a token, once) is listed apart as ``preparation``, because several runs
-share it. Attention's own products, the evaluations, and the shorter backward pass of LoRA are left out;
+share it. Attention's own products, the evaluations, and the shorter backward pass of LoRA are left out, a teacher with another tokenizer counts
+the student's tokens;
 an untied input embedding is counted although a look-up does no arithmetic.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stillhouse.recipe import DistillationObjective, GKDObjective, Recipe, SequenceKDObjective, StageConfig
+from stillhouse.recipe import GKDObjective, Recipe, SequenceKDObjective, SFTObjective, StageConfig
 
 FORWARD = 2.0
 TRAIN = 6.0
@@ -63,9 +64,14 @@ def student_flops_per_token(stage: StageConfig, student: int) -> float:
 
 def teacher_flops_per_token(recipe: Recipe, stage: StageConfig, teacher: int | None) -> float:
     """What one trained token of ``stage`` costs the teacher while it runs beside the student."""
-    if teacher is None or recipe.teacher is None or recipe.teacher.source == "cache":
+    if teacher is None or recipe.teacher is None or recipe.teacher.source != "live":
         return 0.0
-    return FORWARD * teacher if isinstance(stage.objective, DistillationObjective) else 0.0
+    return FORWARD * teacher if _compares(stage) else 0.0
+
+
+def _compares(stage: StageConfig) -> bool:
+    """True where every trained token needs the teacher's opinion."""
+    return not isinstance(stage.objective, SFTObjective | SequenceKDObjective)
 
 
 def run_flops(
@@ -85,9 +91,7 @@ def run_flops(
 
 
 def _is_prepared(recipe: Recipe) -> bool:
-    cached = recipe.teacher is not None and recipe.teacher.source == "cache"
+    cached = recipe.teacher is not None and recipe.teacher.source != "live"
     return any(
-        isinstance(stage.objective, SequenceKDObjective)
-        or (cached and isinstance(stage.objective, DistillationObjective))
-        for stage in recipe.stages
+        isinstance(stage.objective, SequenceKDObjective) or (cached and _compares(stage)) for stage in recipe.stages
     )

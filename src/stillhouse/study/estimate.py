@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stillhouse.errors import StillhouseError
 from stillhouse.study.grid import Cell, Plan
 from stillhouse.study.state import RunState
 
-MAX_PREFLIGHTS = 8
+MAX_PREFLIGHTS = 4
 """A preflight reads and tokenizes the data, so a large grid is guessed from so many of its runs."""
 
 
@@ -67,5 +68,11 @@ def preflight_durations(plan: Plan, names: Sequence[str], *, base_dir: Path) -> 
     first = [name for name in names if plan.runs[name].cell.seed == seed]
     count = min(MAX_PREFLIGHTS, len(first))
     chosen = [first[i * (len(first) - 1) // max(1, count - 1)] for i in range(count)]
-    known = {name: preflight(plan.runs[name].recipe, base_dir=base_dir).estimate.seconds for name in chosen}
+    known = {}
+    for name in chosen:
+        run = plan.runs[name]
+        try:
+            known[name] = preflight(run.recipe, base_dir=base_dir).estimate.seconds
+        except StillhouseError as error:
+            raise type(error)(f"{run.cell.describe()}: {error}") from error
     return Durations({name: run.cell for name, run in plan.runs.items()}, known, False)

@@ -56,7 +56,8 @@ class LocalExecutor:
             except queue.Empty:
                 break
             report = worker.read(line)
-            if line is None:
+            if line is None and worker in self._workers:
+                worker.end()
                 self._workers.remove(worker)
             if report is not None:
                 reports.append(report)

@@ -207,7 +207,7 @@ class _Study:
 
 def _capture_key(recipe: Recipe) -> str | None:
     """What a capture depends on, as text; None where the run reads no cache."""
-    if recipe.teacher is None or recipe.teacher.source != "cache":
+    if recipe.teacher is None or recipe.teacher.cache is None:
         return None
     parts = recipe.model_dump(mode="json", include={"teacher", "student", "data", "evaluation", "seed"})
     parts["stages"] = [stage.data.model_dump(mode="json") if stage.data else None for stage in recipe.stages]

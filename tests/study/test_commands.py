@@ -1,0 +1,124 @@
+"""``stillhouse study`` and ``compare`` as a person meets them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_study import SFT, WriteStudy
+
+from stillhouse.cli.main import main
+from stillhouse.study.config import StudyConfig
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Call the command line in an empty directory; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STILLHOUSE_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stillhouse", *arguments])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return int(code), out, err
+
+    return call
+
+
+def test_a_dry_run_prints_plan_and_time_and_writes_nothing(
+    command: Command, write_study: WriteStudy, tmp_path: Path
+) -> None:
+    code, out, _ = command("study", str(write_study()), "--dry-run")
+    assert code == 0
+    assert "tiny: 4 cells; 0 runs done, 0 failed, 4 to do" in out
+    assert "4 runs x " in out
+    assert "(estimated, training alone), 1 at a time" in out
+    assert [line for line in out.splitlines() if line.startswith("runs/")] == [
+        "runs/kd-seed0", "runs/sft-seed0", "runs/kd-seed1", "runs/sft-seed1",
+    ]  # fmt: skip
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_wrong_study_is_one_message_and_nothing_is_started(
+    command: Command, write_study: WriteStudy, tmp_path: Path
+) -> None:
+    code, _, err = command("study", str(write_study(axes={"x": {"a": {"stages.0.objectiv": 1}}})))
+    assert code == 2
+    assert "axes.x.a: stages.0.objectiv: unknown key. Did you mean 'objective'?" in err
+    code, _, err = command("study", str(write_study(axes={"x": {"a": {"data.train.0.path": "nowhere.jsonl"}}})))
+    assert code == 2
+    assert "x=a, seed 0: " in err
+    assert "nowhere.jsonl: no such file" in err
+    assert not list((tmp_path / "study").rglob("recipe.yaml"))
+
+
+def test_compare_writes_a_study_runs_it_and_prints_paired_gains(
+    command: Command, write_study: WriteStudy, tmp_path: Path
+) -> None:
+    write_study()  # for its base recipe
+    arguments = ("compare", "base.yaml", "--methods", "sft,kd", "--seeds", "0,1", "--output", "out/both", "--jobs", "1")
+    code, out, err = command(*arguments)
+    assert (code, err) == (0, "")
+    assert "NLL gain over sft, nats/token, paired by seed" in out
+    file = tmp_path / "out" / "both" / "study.yaml"
+    config = StudyConfig.from_yaml(file)
+    assert (config.base, config.seeds, list(config.axes["method"])) == ("../../base.yaml", (0, 1), ["sft", "kd"])
+    result = json.loads((file.parent / "study_result.json").read_text())
+    nll = {(row["labels"]["method"], row["seed"]): row["result"]["nll"] for row in result["rows"]}
+    gain = json.loads((file.parent / "analysis.json").read_text())["gains"][0]
+    expected = [nll["sft", seed] - nll["kd", seed] for seed in (0, 1)]
+    assert gain["difference"]["mean"] == pytest.approx(sum(expected) / 2)
+    # The same command, and `study` with the file, find everything done.
+    for again in (arguments, ("study", str(file))):
+        code, out, _ = command(*again)
+        assert code == 0
+        assert "4 runs done, 0 failed, 0 to do" in out
+    edited = yaml.safe_load(file.read_text())
+    edited["seeds"] = [0]
+    file.write_text(yaml.safe_dump(edited))
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert "another study is here" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--methods", "sft,kdd"), "--methods kdd: unknown"),
+        (("--methods", ","), "--methods: name at least one"),
+        (("--seeds", "0,x"), "--seeds 0,x: expected whole numbers"),
+        (("--seeds", "0,0"), "a seed stands twice"),
+    ],
+)
+def test_wrong_options_of_compare_are_named(
+    command: Command, write_study: WriteStudy, tmp_path: Path, options: tuple[str, str], message: str
+) -> None:
+    write_study()
+    code, _, err = command("compare", "base.yaml", "--output", "out", *options)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_with_a_failed_run_ends_with_code_1_and_says_how_to_go_on(
+    command: Command, write_study: WriteStudy
+) -> None:
+    # The preflight reads the data; what it does not see is a learning rate that blows up.
+    wild = {**SFT, "stages.0.optimisation.learning_rate": 1e30, "stages.0.optimisation.max_grad_norm": None}
+    code, out, _ = command("study", str(write_study(axes={"x": {"wild": wild}}, seeds=[0])))
+    assert code == 1
+    assert "failed  runs/wild-seed0: step" in out
+    assert "1 runs failed; `stillhouse study" in out
