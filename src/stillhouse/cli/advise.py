@@ -74,7 +74,7 @@ def measurement_table(measurement: Measurement) -> Table:
     """Teacher and untrained student by domain."""
     table = Table(title="held-out rows, before any training")
     table.add_column("domain", no_wrap=True)
-    for column in ("teacher NLL", "student NLL", "teacher right", "teacher entropy", "agreement", "tokens"):
+    for column in ("teacher NLL", "student NLL", "teacher right", "its entropy", "agree", "tokens"):
         table.add_column(column, justify="right")
     for name, domain in measurement.domains.items():
         numbers = (domain.teacher_nll, domain.student_nll)

@@ -12,6 +12,7 @@ from tiny_study import Recorder
 from stillhouse.errors import OutputError, RecipeError
 from stillhouse.recipe_io import recipe_from_mapping
 from stillhouse.study.adviser.advise import PilotOptions, advise
+from stillhouse.study.runner import StudyOutcome
 
 
 def test_measuring_alone_is_done_once_and_says_what_it_cannot_tell(base_data: dict[str, Any], tmp_path: Path) -> None:
@@ -41,6 +42,27 @@ def test_a_teacher_is_needed(base_data: dict[str, Any], tmp_path: Path) -> None:
     base_data["stages"][0]["objective"] = {"type": "sft"}
     with pytest.raises(RecipeError, match="teacher: the adviser"):
         advise(recipe_from_mapping(base_data), base_dir=tmp_path, folder=Path("a"), view=Recorder(), options=None)
+
+
+def test_an_interrupted_pilot_gives_no_advice_and_a_failed_one_says_so(
+    base_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = [{"size": size, "method": method} for size in ("8", "16") for method in ("sft", "kd")]
+    rows = [{"labels": x, "seed": 0, "status": "failed", "run": "r", "error": "no", "result": None} for x in labels]
+    result = {"name": "x", "axes": {"size": ["8", "16"], "method": ["sft", "kd"]}, "seeds": [0], "rows": rows}
+    options = PilotOptions(sizes=(8, 16), seeds=(0,))
+    for interrupted in (True, False):
+        stand_in = StudyOutcome(tmp_path, result, num_failed=4, interrupted=interrupted)
+        monkeypatch.setattr("stillhouse.study.adviser.advise.run_study", lambda *_, outcome=stand_in, **__: outcome)
+        outcome = advise(
+            recipe_from_mapping(base_data), base_dir=tmp_path, folder=Path("a"), view=Recorder(), options=options
+        )
+        assert (outcome.advice is None) == interrupted
+        assert (tmp_path / "a" / "advice.json").exists() != interrupted
+    assert outcome.advice is not None
+    assert outcome.num_failed == 4
+    assert outcome.advice.choice.verdict == "cannot_tell"
+    assert any("4 pilot runs are missing (4 failed)" in note for note in outcome.advice.cannot_tell)
 
 
 @pytest.mark.slow

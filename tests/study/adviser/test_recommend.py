@@ -123,6 +123,13 @@ def test_lagging_domains_fall_back_to_the_untrained_student_and_say_so() -> None
     assert answer.verdict == "yes"  # e^.9 / e^.1 = 2.23
 
 
+def test_gibberish_says_nothing_about_domains() -> None:
+    ratios = {"code": {0: 9000.0}, "math": {0: 1500.0}}
+    answer = lagging_domains(Evidence("sft", "kd", 5000, method_ratios=ratios))
+    assert (answer.verdict, answer.lagging) == ("cannot_tell", [])
+    assert "no evidence" in answer.sentence
+
+
 def test_domains_that_lag_alike() -> None:
     even = {"code": {0: 1.5}, "math": {0: 1.6}}
     assert lagging_domains(Evidence("sft", "kd", 5000, method_ratios=even)).verdict == "no"

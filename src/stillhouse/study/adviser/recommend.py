@@ -210,6 +210,12 @@ def lagging_domains(evidence: Evidence) -> DomainAnswer:
     names = ", ".join(f"{d} {r.mean:.2f}" for d, r in list(ordered.items())[:5])
     numbers = f"perplexity of {who} over the teacher's: {names}{' ...' if len(ordered) > 5 else ''}; largest over smallest {spread:.2f}"
     weights = _softmax({d: r.mean for d, r in ordered.items()})
+    if mean(r.mean for r in ratios.values()) > math.exp(NO_EVIDENCE_NATS):
+        text = (
+            f"Which domains lag cannot be told: students more than {NO_EVIDENCE_NATS} nats/token above their teacher are no "
+            f"evidence ({numbers})."
+        )
+        return DomainAnswer("cannot_tell", text, ordered, [], weights)
     if spread >= WORTH_FOLLOWING:
         text = (
             f"Domains lag unevenly, so a mixture that follows the gap (mixture.type=ddk) is worth trying ({numbers})."
