@@ -113,8 +113,8 @@ class ServerConfig(Config):
 class TeacherConfig(ModelConfig):
     source: Literal["live", "cache", "server"] = "live"
     """`live`: the model runs beside the student. `cache`: `stillhouse capture` scored the data once, and
-    training reads the targets from `cache.dir`. `server`: the same, but `stillhouse capture` asks `server`, and
-    `path` only names the tokenizer (the weights need not be here)."""
+    training reads the targets from `cache.dir`. `server`: the same, but `stillhouse capture` asks `server`, which
+    also writes answers, and `path` only names the tokenizer (the weights need not be here)."""
     cache: CacheConfig | None = None
     server: ServerConfig | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -743,11 +743,8 @@ class Recipe(Config):
         if self.teacher is None:
             return self
         cache = self.teacher.cache
-        if (self.teacher.source != "live") != (cache is not None):
-            raise ValueError(
-                f"teacher.source={self.teacher.source}: cache and server need teacher.cache, and live has none; "
-                "source and teacher.cache belong together"
-            )
+        if self.teacher.source != "server" and (self.teacher.source == "cache") != (cache is not None):
+            raise ValueError("teacher.source=cache and teacher.cache belong together; give both or neither")
         for i, stage in enumerate(self.stages):
             objective = stage.objective
             if cache is None or not isinstance(objective, DistillationObjective):
@@ -772,24 +769,36 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _a_server_can_give_it(self) -> Recipe:
-        """A server shows its likeliest tokens, as it would say them, of its own vocabulary."""
-        if self.teacher is None:
+        """A server shows its likeliest tokens at temperature 1, of its own vocabulary; its weights are elsewhere."""
+        teacher = self.teacher
+        if teacher is None:
             return self
-        if (self.teacher.source == "server") != (self.teacher.server is not None):
+        if (teacher.source == "server") != (teacher.server is not None):
             raise ValueError("teacher.source=server and teacher.server belong together; give both or neither")
-        cache = self.teacher.cache
-        if self.teacher.source != "server" or cache is None:
+        if teacher.source != "server":
             return self
-        if cache.codec.type != "topk_ghost":
+        for i, stage in enumerate(self.stages):
+            if isinstance(stage.objective, DistillationObjective) and teacher.cache is None:
+                raise ValueError(
+                    f"stages.{i}.objective.type={stage.objective.type} reads what a server said from a cache; add "
+                    "`teacher.cache: {dir: ..., codec: {type: topk_ghost, k: 20}}`, and fill it with `stillhouse capture`"
+                )
+            if isinstance(stage.mixture, FollowingMixture):
+                raise ValueError(
+                    f"stages.{i}.mixture.type={stage.mixture.type} measures the teacher while it trains, which needs its "
+                    "weights here; use another mixture, or teacher.source live or cache"
+                )
+        if teacher.cache is not None and teacher.cache.codec.type != "topk_ghost":
             raise ValueError(
-                f"teacher.cache.codec.type={cache.codec.type}: a server gives only its likeliest tokens; use "
-                "`codec: {type: topk_ghost, k: 20}`, with k up to the server's --max-logprobs (20 is vLLM's default, "
+                f"teacher.cache.codec.type={teacher.cache.codec.type}: a server gives only its likeliest tokens; use "
+                "`codec: {type: topk_ghost, k: 20}`, with k up to the server's --max-logprobs (20 is vLLM's default; "
                 "raise it for more)"
             )
-        if cache.temperature != 1.0:
+        if teacher.cache is not None and teacher.cache.temperature != 1.0:
             raise ValueError(
-                f"teacher.cache.temperature={cache.temperature}: a server gives its log-probabilities at temperature 1 "
-                "alone; set it and the objective's temperature to 1, or use teacher.source=cache with the weights here"
+                f"teacher.cache.temperature={teacher.cache.temperature}: a server gives its log-probabilities at "
+                "temperature 1 alone; set it and the objective's temperature to 1, or use teacher.source=cache with the "
+                "weights here"
             )
         if isinstance(self.student, PrunedStudent) and (
             self.student.source is None or self.student.vocabulary is not None

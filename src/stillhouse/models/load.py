@@ -49,7 +49,10 @@ def resolve_path(config: ModelConfig, *, base_dir: Path) -> str:
             raise ModelError(f"{field}={path}: no such file ({local}); relative paths start at {base_dir}")
         return str(converted_folder(local, field))
     if local.is_dir():
-        _check_folder(local, field, path)
+        if isinstance(config, TeacherConfig) and config.source == "server":
+            _check_tokenizer(local, field, path)
+        else:
+            _check_folder(local, field, path)
         return str(local)
     if HUB_NAME.fullmatch(path):
         return path
@@ -57,6 +60,14 @@ def resolve_path(config: ModelConfig, *, base_dir: Path) -> str:
         f"{field}={path}: no such folder ({local}), and not a hub name such as org/name; "
         f"relative paths start at {base_dir}"
     )
+
+
+def _check_tokenizer(folder: Path, field: str, path: str) -> None:
+    """Of a served teacher only the tokenizer is here."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{field}={path}: {folder} holds no tokenizer.json; a served teacher needs its tokenizer here (no weights)"
+        )
 
 
 def _check_folder(folder: Path, field: str, path: str) -> None:

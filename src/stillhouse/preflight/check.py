@@ -32,6 +32,7 @@ from stillhouse.run_directory import RunDirectory
 from stillhouse.training.mixing import interval_steps_of, num_interval_steps, split_held_out
 from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source
 from stillhouse.training.precision import resolve_dtype
+from stillhouse.training.served import refuse_trimmed
 from stillhouse.training.tokenizer_relation import relate_tokenizers
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
     dtype = resolve_dtype(recipe.stages[0].optimisation.precision, device)
     student = _student_size(recipe, source, base_dir)
     teacher = None
-    if recipe.teacher is not None:
+    if recipe.teacher is not None and recipe.teacher.source != "server":  # a served one takes nothing here
         teacher = _size(recipe.teacher, base_dir)
     split_held_out(recipe, dataset, student.parameters, None if teacher is None else teacher.parameters)
     flops = measure_flops(dtype, device)
@@ -133,6 +134,9 @@ def _check_vocabularies(recipe: Recipe, source: ModelConfig, base_dir: Path) -> 
         return
     ours, theirs = load_tokenizer(source, base_dir=base_dir), load_tokenizer(recipe.teacher, base_dir=base_dir)
     mapping, difference = relate_tokenizers(recipe, ours, theirs)
+    if recipe.teacher.source == "server":
+        refuse_trimmed(mapping)
+        return
     needed = vocabulary_size(theirs if difference else ours) if mapping is None else int(mapping.max()) + 1
     rows = model_configuration(recipe.teacher, base_dir).get_text_config().vocab_size
     if rows < needed:

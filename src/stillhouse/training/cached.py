@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,8 +34,10 @@ from stillhouse.targets.codec import codec_from
 from stillhouse.targets.maintenance import require_whole
 from stillhouse.targets.manifest import CacheIdentity
 from stillhouse.teachers.live import LiveTeacher
-from stillhouse.training.models import load_data, parameters_of, student_source
+from stillhouse.teachers.server_capture import capture_from_server, served_codec
+from stillhouse.training.models import load_data, student_source, teacher_parameters
 from stillhouse.training.precision import resolve_dtype
+from stillhouse.training.served import held_teacher, open_server, refuse_trimmed
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,29 @@ def teacher_dtype(recipe: Recipe, config: TeacherConfig, device: torch.device) -
 def cache_identity(recipe: Recipe, documents: DocumentSet, vocab_size: int, base_dir: Path) -> CacheIdentity:
     """Everything that decides what a record of this recipe's cache means. Raises as loading does."""
     config, cache = _configs(recipe)
-    dtype = teacher_dtype(recipe, config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    codec = codec_from(cache.codec.model_dump())
+    if config.source == "server":
+        teacher, codec = held_teacher(config, base_dir / cache.dir), served_codec(codec)
+    else:
+        dtype = teacher_dtype(recipe, config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        teacher = teacher_fingerprint(config, dtype, base_dir)
     return CacheIdentity(
-        teacher=teacher_fingerprint(config, dtype, base_dir),
+        teacher=teacher,
         tokenizer=documents.tokenizer_hash,
-        codec=codec_from(cache.codec.model_dump()),
+        codec=codec,
         temperature=cache.temperature,
         vocab_size=vocab_size,
         seed=recipe.seed,
-        teacher_name=config.path
-        if "/" not in config.path or not Path(config.path).exists()
-        else Path(config.path).name,
-        teacher_parameters=parameters_of(config, base_dir),
+        teacher_name=_name(config),
+        teacher_parameters=teacher_parameters(recipe, base_dir) or 0,
     )
+
+
+def _name(config: TeacherConfig) -> str:
+    """The teacher's name for people; of a folder its last part alone."""
+    if config.server is not None:
+        return config.server.model
+    return Path(config.path).name if "/" in config.path and Path(config.path).exists() else config.path
 
 
 def cached_teacher(recipe: Recipe, documents: DocumentSet, vocab_size: int, base_dir: Path) -> CachedTeacher:
@@ -102,13 +114,24 @@ def capture_recipe(
     """
     config, cache_config = _configs(recipe)
     documents, vocab_size, mapping = _documents(recipe, base_dir)
-    cache = TargetCache.open_or_create(
-        base_dir / cache_config.dir, cache_identity(recipe, documents, vocab_size, base_dir)
-    )
-    indices = pending(cache, documents)
-    targets = int(documents.num_targets[indices].sum())
-    size = estimate_bytes(cache.identity.codec, vocab_size, targets=targets, documents=len(indices))
-    announce(CapturePlan(cache.path, len(indices), targets, size))
+    folder, identity = base_dir / cache_config.dir, cache_identity(recipe, documents, vocab_size, base_dir)
+
+    def opened(identity: CacheIdentity) -> TargetCache:
+        cache = TargetCache.open_or_create(folder, identity)
+        indices = pending(cache, documents)
+        targets = int(documents.num_targets[indices].sum())
+        size = estimate_bytes(identity.codec, vocab_size, targets=targets, documents=len(indices))
+        announce(CapturePlan(cache.path, len(indices), targets, size))
+        return cache
+
+    if config.source == "server":
+        refuse_trimmed(mapping)
+        with open_server(config) as client:
+            served = client.describe()
+            cache = opened(replace(identity, teacher=served.fingerprint))
+            tokenizer = load_tokenizer(student_source(recipe), base_dir=base_dir)
+            return capture_from_server(client, served, documents, cache, tokenizer, progress=progress)
+    cache = opened(identity)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(config, dtype=teacher_dtype(recipe, config, device), base_dir=base_dir)
     verify_head(model)
@@ -182,5 +205,5 @@ def _asks_cache(stage: StageConfig) -> bool:
 
 
 def uses_cache(recipe: Recipe) -> bool:
-    """True when training reads its targets from a cache."""
-    return recipe.teacher is not None and recipe.teacher.source == "cache"
+    """True when training reads its targets from a cache, whoever filled it."""
+    return recipe.teacher is not None and recipe.teacher.source != "live"

@@ -89,7 +89,7 @@ def prepare_student(
         vocab_size=vocab_size,
         vocabulary_map=mapping,
         parameters=parameters_of(config, base_dir),
-        teacher_parameters=None if recipe.teacher is None else parameters_of(recipe.teacher, base_dir),
+        teacher_parameters=teacher_parameters(recipe, base_dir),
         other_tokenizer=difference,
         notes=notes,
     )
@@ -110,6 +110,17 @@ def student_source(recipe: Recipe) -> ModelConfig:
 def parameters_of(config: ModelConfig, base_dir: Path) -> int:
     """Parameters of the model that a recipe names, from its configuration alone; tied ones count once."""
     return count_parameters(model_configuration(config, base_dir))
+
+
+def teacher_parameters(recipe: Recipe, base_dir: Path) -> int | None:
+    """Parameters of the teacher; None without one, and for a served one of which only the tokenizer is here."""
+    config = recipe.teacher
+    if config is None:
+        return None
+    folder = Path(resolve_path(config, base_dir=base_dir))
+    if config.source == "server" and folder.is_dir() and not (folder / "config.json").exists():
+        return None
+    return parameters_of(config, base_dir)
 
 
 def model_configuration(config: ModelConfig, base_dir: Path) -> PreTrainedConfig:

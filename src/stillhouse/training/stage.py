@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from stillhouse.targets.cached_teacher import CachedTeacher
 from stillhouse.teachers.aligned import AlignedTeacher
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.protocol import Teacher
+from stillhouse.teachers.server_generation import ServedGenerator
 from stillhouse.training.answers import refuse_plain_text
 from stillhouse.training.cached import cached_teacher, teacher_dtype, uses_cache
 from stillhouse.training.checkpoint import Checkpoints
@@ -56,6 +58,7 @@ from stillhouse.training.on_policy import OnPolicy
 from stillhouse.training.precision import MasterWeights, ShardedWeights, Weights, resolve_dtype
 from stillhouse.training.progress import open_progress
 from stillhouse.training.sequence_labels import label_rows, prepare_labelled
+from stillhouse.training.served import open_server
 from stillhouse.training.stages import FinishedStage
 from stillhouse.training.step import TrainStep
 from stillhouse.training.student import DistillationModule, shard_student
@@ -263,10 +266,13 @@ def label_with_teacher(
     recipe, base_dir = context.recipe, context.base_dir
     refuse_plain_text(dataset.train.rows, stage)
     rollout = objective.rollout
+    connection = ExitStack()
 
     def load_generator() -> Generator:
         config = recipe.teacher
         assert config is not None, "the recipe's validation asks for one"
+        if config.source == "server":
+            return ServedGenerator(connection.enter_context(open_server(config)))
         dtype = teacher_dtype(recipe, config, context.world.device)
         model = load_model(config, dtype=dtype, base_dir=base_dir)
         if config.quantization == "none":
@@ -279,9 +285,10 @@ def label_with_teacher(
 
     say = context.saying(stage)
     folder = context.directory / "generated" / stage.name
-    rows = label_rows(
-        dataset.train.rows, load_generator, rollout, folder, seed=recipe.seed, world=context.world, say=say
-    )
+    with connection:
+        rows = label_rows(
+            dataset.train.rows, load_generator, rollout, folder, seed=recipe.seed, world=context.world, say=say
+        )
     tokenizer = context.student.tokenizer
     return replace(dataset, train=prepare_labelled(rows, dataset.train, tokenizer, recipe.data, base_dir))
 
