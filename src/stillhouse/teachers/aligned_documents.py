@@ -83,11 +83,7 @@ def align_documents(
     """
     documents = prepared.documents
     rows = [prepared.rows[int(i)] for i in documents.rows]
-    if any(row.messages and row.prompt is None for row in rows) and not teacher.chat_template:
-        raise DataError(
-            f"teacher.path: the tokenizer {teacher.name_or_path!r} has no chat template, so the conversations cannot be "
-            "written as this teacher reads them; use an instruction-tuned teacher, or prompt and completion columns"
-        )
+    require_chat_template(rows, teacher)
     aligner = _Aligner(token_bytes(student), token_bytes(teacher), max_teacher_len)
     pieces = [_teacher_row(row, document, aligner) for row, document in zip(rows, documents, strict=True)]
     encoder = RowEncoder(teacher, max_seq_len=sys.maxsize, template=None)
@@ -114,6 +110,15 @@ def align_documents(
             f"chat template keeps contents as they are, or raise that limit. The first ones:\n  {shown}"
         )
     return aligned
+
+
+def require_chat_template(rows: Sequence[Row], teacher: PreTrainedTokenizerFast) -> None:
+    """Raise DataError when there are conversations and the teacher's tokenizer has no template to write them."""
+    if any(row.messages and row.prompt is None for row in rows) and not teacher.chat_template:
+        raise DataError(
+            f"teacher.path: the tokenizer {teacher.name_or_path!r} has no chat template, so the conversations cannot be "
+            "written as this teacher reads them; use an instruction-tuned teacher, or prompt and completion columns"
+        )
 
 
 def _teacher_row(row: Row, document: Document, aligner: _Aligner) -> Row:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from stillhouse.data.dataset import Dataset
 from stillhouse.errors import DataError
+from stillhouse.evaluation.by_bytes import bits_per_byte, other_tokenizer_warning
 from stillhouse.evaluation.diagnosis import diagnose, gap_closed
 from stillhouse.evaluation.suite import side_by_side
 from stillhouse.recipe import DistillationObjective, Recipe, SequenceKDObjective, StageConfig
@@ -76,7 +77,7 @@ class _Run:
         self._say("measuring on held-out rows before training")
         teacher = evaluator.teacher() if self._recipe.teacher is not None else None
         before = evaluator.student_before()
-        self._say_start(teacher, before)
+        self._say_start(teacher, before, comparable=student.other_tokenizer is None)
         finished, state = self._train_stages(directory, student, split)
         if state.stopped_because == "interrupted":
             return RunOutcome(directory.path, state, None)
@@ -160,7 +161,10 @@ class _Run:
         ratios: list[float],
     ) -> dict[str, Any]:
         teacher, before, after = measured
-        teacher_likelihood = None if teacher is None else teacher.evaluation.likelihood
+        # Nats per token of another tokenizer compare with nothing here: they are kept apart.
+        apart = teacher if student.other_tokenizer is not None else None
+        comparable = teacher if apart is None else None
+        teacher_likelihood = None if comparable is None else comparable.evaluation.likelihood
         teacher_nll = None if teacher_likelihood is None else teacher_likelihood.nll
         likelihood_before, likelihood_after = before.evaluation.likelihood, after.evaluation.likelihood
         warnings = diagnose(
@@ -170,6 +174,10 @@ class _Run:
             gradient_ratios=ratios,
             distilled=isinstance(self._recipe.stages[-1].objective, DistillationObjective),
         )
+        if apart is not None:
+            warnings.insert(
+                0, other_tokenizer_warning(apart.evaluation.likelihood, likelihood_before, likelihood_after)
+            )
         state = [e.state for e in finished if not e.skipped][-1]
         tokens, seconds = sum(e.state.tokens for e in finished), sum(e.state.seconds for e in finished)
         objectives = {stage.name: stage.objective.type for stage in self._recipe.stages}
@@ -183,7 +191,8 @@ class _Run:
                 "gap_closed": gap_closed(likelihood_before.nll, likelihood_after.nll, teacher_nll),
             },
             "evaluation": {
-                "teacher": None if teacher is None else teacher.evaluation.to_json(),
+                "teacher": None if comparable is None else comparable.evaluation.to_json(),
+                **({} if apart is None else {"teacher_other_tokenizer": apart.evaluation.to_json()}),
                 "student_before": before.evaluation.to_json(),
                 "student_after": after.evaluation.to_json(),
             },
@@ -212,7 +221,12 @@ class _Run:
         for name, report in dataset.reports().items():
             self._say(f"{name}: {report['documents']} documents, {report['tokens']} tokens")
 
-    def _say_start(self, teacher: Measured | None, before: Measured) -> None:
+    def _say_start(self, teacher: Measured | None, before: Measured, *, comparable: bool) -> None:
+        if teacher is not None and not comparable:
+            bits = [bits_per_byte(m.evaluation.likelihood) for m in (before, teacher)]
+            if None not in bits:
+                self._say(f"before training: student {bits[0]:.3f}, teacher {bits[1]:.3f} bits/byte (macro over domains)")
+            return
         beside = f", teacher {teacher.evaluation.likelihood.nll:.3f}" if teacher is not None else ""
         self._say(
             f"before training: student {before.evaluation.likelihood.nll:.3f}{beside} nats/token (macro over domains)"
