@@ -668,6 +668,11 @@ class GenerationConfig(Config):
     """Generations shown side by side in the report."""
 
 
+RunMetricName = Literal["exact_match", "multiple_choice", "rouge_l", "chrf", "ifeval", "token_ece"]
+MetricName = RunMetricName | Literal["code"]
+"""A run never executes what a model wrote, so `code` is for `stillhouse evaluate` alone."""
+
+
 class EvaluationConfig(Config):
     every_steps: int | None = Field(default=None, ge=1)
     """None: about ten times in a run."""
@@ -677,6 +682,11 @@ class EvaluationConfig(Config):
     """Rows for the final numbers; empty means the validation rows."""
     test_limit_per_domain: int | None = Field(default=None, ge=1)
     generation: GenerationConfig = GenerationConfig()
+    metrics: Literal["auto"] | tuple[RunMetricName, ...] = "auto"
+    """Scores besides NLL, of exact_match, multiple_choice, rouge_l, chrf, ifeval and token_ece: `auto` is every one
+    that the held-out rows allow, `[]` none."""
+    multiple_choice_rows: int = Field(default=200, ge=0)
+    """Held-out rows with `choices` that are scored by likelihood; 0 turns it off."""
 
 
 class CheckpointConfig(Config):

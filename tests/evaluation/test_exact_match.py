@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.evaluation.exact_match import DomainScore, ExactMatchReport, exact_match, score_exact_match
+from stillhouse.evaluation.exact_match import DomainScore, ExactMatchReport, exact_match, exact_match_report
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,11 @@ from stillhouse.evaluation.exact_match import DomainScore, ExactMatchReport, exa
         # Other single letters are text.
         ("f", "F", True),
         ("The answer is F", "F", False),
+        # BBH's letters in parentheses.
+        ("So it is not (A) but (C).", "(C)", True),
+        ("(C) rather than (A)", "(C)", False),
+        ("c.", "(C)", True),
+        ("see the chart", "(C)", False),
     ],
 )
 def test_table(prediction: str, answer: str, expected: bool) -> None:
@@ -87,5 +92,5 @@ def test_no_prediction_raises_and_text_equals_itself(text: str) -> None:
 
 def test_scores_by_domain() -> None:
     # math 1 of 2, logic 1 of 1; over rows 2 of 3.
-    report = score_exact_match(["math", "math", "logic"], ["4", "5", "True."], ["4", "4", "true"])
+    report = exact_match_report(["math", "math", "logic"], [True, False, True])
     assert report == ExactMatchReport(2 / 3, 3, {"logic": DomainScore(1.0, 1), "math": DomainScore(0.5, 2)})

@@ -13,10 +13,11 @@ from stillhouse.data.batch import Batch
 from stillhouse.data.chat import ChatFormat
 from stillhouse.data.prepare import Prepared
 from stillhouse.data.rows import Message
+from stillhouse.evaluation.assess import EvaluationSettings
 from stillhouse.evaluation.exact_match import exact_match
 from stillhouse.evaluation.held_out import HeldOut, build_held_out, prompt_encoder
 from stillhouse.evaluation.nll import evaluate_nll
-from stillhouse.evaluation.suite import Evaluation, EvaluationSettings, Sample, evaluate_model, side_by_side
+from stillhouse.evaluation.suite import Evaluation, Sample, evaluate_model, side_by_side
 from stillhouse.models.head import split_model
 from stillhouse.recipe import GenerationConfig
 from stillhouse.rollout.generate import GenerationSettings, generate
@@ -55,7 +56,10 @@ def test_numbers_and_schema(
     )
     assert evaluation.likelihood == expected
     data = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
-    assert set(data) == {"nll", "perplexity", "end_of_turn_nll", "exact_match", "domains"}
+    assert set(data) == {"nll", "perplexity", "end_of_turn_nll", "exact_match", "scores", "domains"}
+    assert set(data["scores"]) == {"exact_match"}
+    assert set(data["scores"]["exact_match"]) == {"score", "n", "interval"}
+    assert data["scores"]["exact_match"]["score"] == data["exact_match"]["score"]
     assert set(data["exact_match"]) == {"score", "n", "by_domain"}
     assert set(data["exact_match"]["by_domain"]) == {"math", "choice"}
     assert data["exact_match"]["n"] == 6

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +13,12 @@ from rich.table import Table
 
 from stillhouse.errors import OutputError
 from stillhouse.recipe_io import dump_recipe, load_recipe
-from stillhouse.run_directory import RunDirectory, read_json, write_json_atomic, write_text_atomic
+from stillhouse.run_directory import RunDirectory, read_json, write_text_atomic
 
 if TYPE_CHECKING:
     from stillhouse.training.run import RunOutcome
 
 INTERRUPTED = 128 + signal.SIGINT
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of ``stillhouse evaluate``."""
-
-    limit_per_domain: int | None
-    generate: int
-    max_new_tokens: int
-    max_seq_len: int
-    precision: str
 
 
 def init_recipe(data: str, output: Path, *, overwrite: bool) -> None:
@@ -110,52 +98,25 @@ def result_table(result: dict[str, Any]) -> Table:
     scores = [e["exact_match"] for e in evaluation.values()]
     if any(scores):
         table.add_row("exact match", *("-" if s is None else f"{s['score']:.2f} (n={s['n']})" for s in scores))
+    for name in result["evaluation"]["student_after"].get("scores", {}):
+        if name != "exact_match":
+            found = [e["scores"].get(name) for e in evaluation.values()]
+            table.add_row(
+                name.replace("_", " "), *("-" if s is None else f"{s['score']:.2f} (n={s['n']})" for s in found)
+            )
     return table
 
 
-def evaluate_model_on(model: str, data: str, options: EvaluateOptions, output: Path | None) -> None:
-    """Score any model on any rows and print the numbers."""
-    from stillhouse.recipe import GenerationConfig
-    from stillhouse.training.evaluating import evaluate_anything
-
-    generation = GenerationConfig(rows=options.generate, max_new_tokens=options.max_new_tokens, samples=0)
-    measured = evaluate_anything(
-        model,
-        data,
-        base_dir=Path.cwd(),
-        precision=options.precision,
-        max_seq_len=options.max_seq_len,
-        limit_per_domain=options.limit_per_domain,
-        generation=generation,
-    )
-    evaluation = measured.evaluation.to_json()
-    table = Table(title=f"{model} on {data}")
-    for name in ("domain", "NLL", "perplexity", "bits/byte", "end of turn", "tokens", "documents"):
-        table.add_column(name, justify="left" if name == "domain" else "right", no_wrap=name == "domain")
-    for name, d in evaluation["domains"].items():
-        numbers = (d["nll"], d["perplexity"], d["bits_per_byte"], d["end_of_turn_nll"])
-        table.add_row(name, *map(_number, numbers), str(d["content_tokens"]), str(d["documents"]))
-    table.add_section()
-    table.add_row("macro average", _number(evaluation["nll"]), _number(evaluation["perplexity"]))
-    console = Console()
-    console.print(table)
-    score = evaluation["exact_match"]
-    if score is not None:
-        console.print(f"exact match {score['score']:.3f} on {score['n']} generated rows", highlight=False)
-    if output is not None:
-        write_json_atomic(output, evaluation)
-
-
 def write_report(run: Path, others: Sequence[Path], output: Path | None) -> None:
-    """Write the page of one run, or of several side by side."""
+    """Write the page of one folder, or of several runs side by side."""
     from stillhouse.report.comparison import render_comparison
-    from stillhouse.report.page import render_run_report
+    from stillhouse.report.folder import render_folder
 
     if others:
         runs = [run, *others]
         page = render_comparison(runs, [r.name for r in runs], output or Path("comparison.html"))
     else:
-        page = render_run_report(run)
+        page = render_folder(run)
     Console().print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -121,17 +121,32 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder, hub name, GGUF file or package:NAME.")],
     data: Annotated[str, typer.Argument(help="JSONL or Parquet file, folder of them, or hf://org/dataset.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the numbers as JSON.")] = None,
+    metrics: Annotated[str, typer.Option(help="auto, or names separated by commas.")] = "auto",
+    samples_out: Annotated[Path | None, typer.Option(help="Write every row's prompt, answer and scores.")] = None,
+    compare_with: Annotated[Path | None, typer.Option(help="Compare with another model's --samples-out file.")] = None,
     limit_per_domain: Annotated[int | None, typer.Option(min=1, help="Use so many rows of each domain.")] = None,
-    generate: Annotated[int, typer.Option(min=0, help="Rows to generate and score by exact match.")] = 32,
+    generate: Annotated[int, typer.Option(min=0, help="Rows to generate for each score of generated text.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generation.")] = 128,
     max_seq_len: Annotated[int, typer.Option(min=8, help="Longer conversations are cut.")] = 1024,
     precision: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    execute_code: Annotated[bool, typer.Option("--execute-code", help="Run generated code, confined.")] = False,
 ) -> None:
-    """Score a model on held-out rows: NLL, perplexity and bits/byte by domain, exact match, samples."""
-    from stillhouse.cli.commands import EvaluateOptions, evaluate_model_on
+    """Score a model on held-out rows: NLL by domain, and every score that the rows allow, with intervals."""
+    from stillhouse.cli.evaluate import EvaluateOptions, evaluate_model_on
 
-    options = EvaluateOptions(limit_per_domain, generate, max_new_tokens, max_seq_len, precision)
-    evaluate_model_on(model, data, options, output)
+    options = EvaluateOptions(
+        limit_per_domain,
+        generate,
+        max_new_tokens,
+        max_seq_len,
+        precision,
+        metrics,
+        execute_code,
+        output,
+        samples_out,
+        compare_with,
+    )
+    evaluate_model_on(model, data, options)
 
 
 @app.command()

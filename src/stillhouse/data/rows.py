@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stillhouse.data.checkable import NO_CHECKS, Checks, parse_checks
 from stillhouse.errors import DataError, did_you_mean
 from stillhouse.recipe import Columns
 
@@ -27,7 +28,8 @@ class Row:
 
     Exactly one of ``messages`` and ``text`` is set. A prompt-and-completion row is a conversation
     of two turns; it keeps ``prompt`` and ``completion`` for tokenizers without a chat template.
-    ``answer`` is the gold answer for exact match; ``where`` is ``file:line`` for messages.
+    ``answer`` is the gold answer for exact match, ``checks`` what else an answer can be scored
+    against; ``where`` is ``file:line`` for messages.
     """
 
     messages: tuple[Message, ...] | None
@@ -38,6 +40,7 @@ class Row:
     where: str
     prompt: str | None = None
     completion: str | None = None
+    checks: Checks = NO_CHECKS
 
     @property
     def contents(self) -> tuple[str, ...]:
@@ -160,6 +163,7 @@ class RowParser:
             where=where,
             prompt=prompt,
             completion=completion,
+            checks=parse_checks(record, where),
         )
 
     def _domain(self, record: Mapping[str, Any], where: str, default: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillhouse.data.checkable import CHECK_COLUMNS
 from stillhouse.data.rows import Row, RowFormat, RowParser, content_digest, detect_format
 from stillhouse.errors import DataError, EmptySourceError, did_you_mean
 from stillhouse.recipe import Columns, SourceConfig
@@ -243,7 +244,7 @@ def _parquet_records(path: Path, columns: Columns) -> Iterator[tuple[int, dict[s
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            wanted = {*columns.model_dump().values(), "source"}
+            wanted = {*columns.model_dump().values(), *CHECK_COLUMNS, "source"}
             chosen = [name for name in names if name in wanted] or names
             number = 0
             for batch in file.iter_batches(batch_size=1024, columns=chosen):

@@ -5,7 +5,9 @@
    prediction as a number: thousands commas, ``$``, ``%`` and trailing zeros do not matter.
 3. A gold of one letter A-E is a choice: the prediction may open with the letter (``B``, ``B.``,
    ``(B)``, ``B) because``) or state it (``The answer is B``). The opening counts first.
-4. Anything else must be equal after trimming, case folding, collapsing white space and dropping
+4. A gold of one letter in parentheses, ``(B)`` as in BBH, is compared with the last such letter of
+   the prediction, or with the whole of a prediction that has none (``B``, ``b.``).
+5. Anything else must be equal after trimming, case folding, collapsing white space and dropping
    one full stop at the end.
 """
 
@@ -21,6 +23,7 @@ _MARKER = "####"
 # A minus is a sign only where no word or number stands before it: "10-5" ends in 5.
 _NUMBER = re.compile(r"(?<![\w.,])(?P<sign>[-+]?)\$?(?P<digits>\d[\d,]*(?:\.\d+)?|\.\d+)%?")
 _CHOICE = re.compile(r"[A-E]")
+_BRACKETED = re.compile(r"\(([A-Za-z])\)")
 _OPENING_CHOICE = re.compile(r"\(?([A-E])(?:[.):]|\s*$|\s*\n)", re.IGNORECASE)
 _STATED_CHOICE = re.compile(
     r"\b(?:answer|choice|option)(?:\s+is)?\s*:?\s*\(?([A-E])(?:[.):,]|\s*$|\s*\n)", re.IGNORECASE
@@ -59,17 +62,20 @@ def exact_match(prediction: str, answer: str) -> bool:
         return bool(numbers) and _value(numbers[-1]) == _value(gold_number)
     if _CHOICE.fullmatch(answer):
         return _choice(prediction) == answer
+    bracketed = _BRACKETED.fullmatch(answer)
+    if bracketed is not None:
+        stated: list[str] = _BRACKETED.findall(prediction) or [_normalised(prediction)]
+        return stated[-1].casefold() == bracketed[1].casefold()
     return _normalised(prediction) == _normalised(answer)
 
 
-def score_exact_match(domains: Sequence[str], predictions: Sequence[str], answers: Sequence[str]) -> ExactMatchReport:
-    """Score rows given column by column; there must be at least one."""
-    hits: dict[str, list[bool]] = {}
-    for domain, prediction, answer in zip(domains, predictions, answers, strict=True):
-        hits.setdefault(domain, []).append(exact_match(prediction, answer))
-    total = [hit for domain_hits in hits.values() for hit in domain_hits]
-    by_domain = {name: DomainScore(sum(h) / len(h), len(h)) for name, h in sorted(hits.items())}
-    return ExactMatchReport(sum(total) / len(total), len(total), by_domain)
+def exact_match_report(domains: Sequence[str], hits: Sequence[bool]) -> ExactMatchReport:
+    """Count the rows that match, given column by column; there must be at least one."""
+    by_domain: dict[str, list[bool]] = {}
+    for domain, hit in zip(domains, hits, strict=True):
+        by_domain.setdefault(domain, []).append(hit)
+    scores = {name: DomainScore(sum(h) / len(h), len(h)) for name, h in sorted(by_domain.items())}
+    return ExactMatchReport(sum(hits) / len(hits), len(hits), scores)
 
 
 def _after_marker(text: str) -> str:

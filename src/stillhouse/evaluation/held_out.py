@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +20,8 @@ from stillhouse.recipe import GenerationConfig
 if TYPE_CHECKING:
     from stillhouse.data.chat import ChatFormat
     from stillhouse.data.prepare import Prepared
+    from stillhouse.evaluation.metrics.choices import ChoiceSet
+    from stillhouse.evaluation.metrics.table import GeneratedMetric
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class HeldOut:
     """Held-out documents for NLL, and the rows to generate for.
 
     ``byte_counts`` int64 [D]: UTF-8 bytes of each document's content. ``scored`` rows carry a gold
-    answer; ``shown`` rows become the samples of the report. A row may be in both.
+    answer for exact match, ``checked`` ones what other scores need; ``shown`` rows become the
+    samples of the report. A row may be in several. ``choices`` are scored by likelihood, and
+    ``calibrated`` says whether calibration is measured. ``notes`` are for people: what is not scored.
     """
 
     documents: DocumentSet
@@ -33,6 +39,27 @@ class HeldOut:
     byte_counts: Int64Array
     scored: tuple[Row, ...]
     shown: tuple[Row, ...]
+    checked: tuple[tuple[GeneratedMetric, tuple[Row, ...]], ...] = ()
+    choices: ChoiceSet | None = None
+    calibrated: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def prompted(self) -> list[Row]:
+        """Every row to generate for, once."""
+        checked = (row for _, rows in self.checked for row in rows)
+        return list(dict.fromkeys((*self.scored, *checked, *self.shown)))
+
+    def identity(self) -> bytes:
+        """Return a digest of everything here that a measurement depends on."""
+        digest = hashlib.blake2b(digest_size=16)
+        rows = [[r.id, r.domain, r.answer, list(r.contents), asdict(r.checks)] for r in self.prompted]
+        names = [[metric.name, [self.prompted.index(row) for row in rows]] for metric, rows in self.checked]
+        counts = [len(self.scored), len(self.shown), self.calibrated]
+        digest.update(json.dumps([rows, names, counts, self.documents.domains]).encode())
+        for documents in (self.documents, *(() if self.choices is None else (self.choices.documents,))):
+            digest.update(documents.uids.tobytes() + documents.domain_ids.tobytes())
+        return digest.digest()
 
 
 def build_held_out(
@@ -96,7 +123,9 @@ def prompt_encoder(tokenizer: PreTrainedTokenizerFast, chat_format: ChatFormat |
 
 def prompt_text(row: Row) -> str:
     """Return the prompt for people: a single user turn as it is, otherwise every turn with its role."""
-    turns = (row.messages or ())[:-1]
+    turns = row.messages or ()
+    if turns and turns[-1].role == "assistant":
+        turns = turns[:-1]
     if len(turns) == 1:
         return turns[0].content
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)

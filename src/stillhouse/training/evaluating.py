@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,19 +10,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stillhouse.data.chat import ChatFormat
 from stillhouse.data.dataset import Dataset
 from stillhouse.data.formatting import chat_format_for
-from stillhouse.data.prepare import prepare, read_template
-from stillhouse.data.sources import draw, load_rows
+from stillhouse.data.prepare import read_template
+from stillhouse.evaluation.assess import EvaluationSettings
 from stillhouse.evaluation.held_out import HeldOut, build_held_out
-from stillhouse.evaluation.suite import Evaluation, EvaluationSettings, Sample, evaluate_model
+from stillhouse.evaluation.plan import MetricRequest
+from stillhouse.evaluation.scored_rows import with_scores
+from stillhouse.evaluation.suite import Evaluation, Sample, evaluate_model
 from stillhouse.models.load import load_model, load_tokenizer, model_fingerprint
 from stillhouse.models.placement import place_model
-from stillhouse.models.tokenizers import tokenizer_hash, vocabulary_size
-from stillhouse.recipe import DataConfig, GenerationConfig, ModelConfig, Recipe, SourceConfig, TeacherConfig
+from stillhouse.recipe import ModelConfig, Recipe, TeacherConfig
 from stillhouse.run_directory import RunDirectory, read_json, write_json_atomic
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.training.cached import teacher_dtype
@@ -65,9 +63,19 @@ class Evaluator:
         self._student, self._world = student, world
         self._dtype = resolve_dtype(recipe.stages[0].optimisation.precision, world.device)
         self._chat = chat_format_for(dataset.test.rows, student.tokenizer, recipe.data, base_dir)
-        self._held_out = build_held_out(
-            dataset.test, student.tokenizer, self._chat, recipe.evaluation.generation, seed=_ROWS_SEED
-        )
+        self._held_out = self._scored(dataset)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the held-out rows is not scored, and why."""
+        return self._held_out.notes
+
+    def _scored(self, dataset: Dataset) -> HeldOut:
+        """The rows of every measurement; those of the scores do not follow the recipe's seed."""
+        config, tokenizer = self._recipe.evaluation, self._student.tokenizer
+        held_out = build_held_out(dataset.test, tokenizer, self._chat, config.generation, seed=_ROWS_SEED)
+        request = MetricRequest(config.metrics, config.generation.rows, config.multiple_choice_rows, _ROWS_SEED)
+        return with_scores(held_out, dataset.test, tokenizer, request, self._recipe.data, self._base)
 
     def teacher(self) -> Measured:
         """Measure the teacher through its own protocol, in its own precision."""
@@ -149,14 +157,11 @@ class Evaluator:
     def _key(self, fingerprint: str, *more: str) -> str:
         """Everything that a measurement depends on, as one name."""
         digest = hashlib.blake2b(digest_size=16)
-        documents = self._held_out.documents
-        rows = [[r.id, r.domain, r.answer, list(r.contents)] for r in (*self._held_out.scored, *self._held_out.shown)]
         parts = [version("stillhouse"), version("torch"), version("transformers"), fingerprint, str(self._dtype), *more]
-        parts += [json.dumps(rows), json.dumps(documents.domains), self._recipe.evaluation.generation.model_dump_json()]
+        parts.append(self._recipe.evaluation.generation.model_dump_json())
         for part in parts:
             digest.update(f"{len(part)}:{part}".encode())
-        digest.update(documents.uids.tobytes())
-        digest.update(documents.domain_ids.tobytes())
+        digest.update(self._held_out.identity())
         return digest.hexdigest()
 
     def _shared(self, key: str, measure: Callable[[], Measured]) -> Measured:
@@ -175,36 +180,3 @@ def evaluation_cache() -> Path:
     root = os.environ.get("STILLHOUSE_CACHE")
     base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "stillhouse"
     return base / "evaluations"
-
-
-def evaluate_anything(
-    model: str,
-    data: str,
-    *,
-    base_dir: Path,
-    precision: str,
-    max_seq_len: int,
-    limit_per_domain: int | None,
-    generation: GenerationConfig,
-) -> Measured:
-    """Measure any model on any rows: the work of ``stillhouse evaluate``.
-
-    Raises DataError and ModelError as loading does.
-    """
-    config, source = ModelConfig(path=model), SourceConfig(path=data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(config, base_dir=base_dir)
-    rows = draw(load_rows([source], seed=0, base_dir=base_dir), None, limit_per_domain, seed=0)
-    data_config = DataConfig(train=(source,), max_seq_len=max_seq_len, deduplicate=False)
-    prepared = prepare(rows, tokenizer, data_config, tokenizer_hash=tokenizer_hash(tokenizer), base_dir=base_dir)
-    chat = chat_format_for(prepared.rows, tokenizer, data_config, base_dir)
-    held_out: HeldOut = build_held_out(prepared, tokenizer, chat, generation, seed=0)
-    loaded = place_model(load_model(config, dtype=resolve_dtype(precision, device), base_dir=base_dir), "whole", device)
-    settings = EvaluationSettings(
-        device=device,
-        micro_batch_tokens=max(4096, max_seq_len),
-        head_chunk=_HEAD_CHUNK,
-        max_new_tokens=generation.max_new_tokens,
-        vocab_size=vocabulary_size(tokenizer),
-    )
-    return Measured(*evaluate_model(loaded, tokenizer, chat, held_out, settings, seed=0))

@@ -87,6 +87,7 @@ class _Run:
         if self._world.is_main:
             ratios = gradient_ratios(directory / "metrics.jsonl")
             result = self._result(finished, student, dataset, (teacher, before, after), ratios)
+            result["warnings"] += evaluator.notes
             mixtures = [m for e in finished if (m := _mixture_result(e, split)) is not None]
             if mixtures:
                 result["mixture"] = mixtures[-1]
