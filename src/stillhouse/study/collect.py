@@ -69,7 +69,7 @@ def run_result(folder: Path) -> dict[str, Any]:
     domains = _domains(evaluation["student_after"])
     teacher = _domains(evaluation["teacher"])
     exact = (evaluation["student_after"]["exact_match"] or {}).get("score")
-    scores = dict(evaluation["student_after"].get("scores") or {})
+    scores = {name: found["score"] for name, found in (evaluation["student_after"].get("scores") or {}).items()}
     data = result["data"]["train"]
     return {
         "nll": result["headline"]["student_after"],
