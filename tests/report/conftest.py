@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fake_run import AFTER, DOMAINS, STEPS, evaluation_line, recipe, result, step_line
+from fake_run import AFTER, DOMAINS, STEPS, environment, evaluation_line, recipe, result, step_line
 
 MakeRun = Callable[..., Path]
 
@@ -30,13 +30,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(kind, teacher)), encoding="utf-8")
-        environment = {
-            "python": "3.11.2",
-            "versions": {"stillhouse": "0.1.0", "torch": "2.13.0"},
-            "device": "cpu",
-            "processes": 1,
-        }
-        (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+        (folder / "environment.json").write_text(json.dumps(environment()), encoding="utf-8")
         lines = [evaluation_line(0, domains, AFTER[kind])]
         for step in range(1, (STEPS if finished else 20) + 1):
             lines.append(step_line(step, kind == "kd"))

@@ -15,6 +15,15 @@ HOSTILE = (
 )
 
 
+def environment() -> dict[str, Any]:
+    return {
+        "python": "3.11.2",
+        "versions": {"stillhouse": "0.1.0", "torch": "2.13.0"},
+        "device": "cpu",
+        "processes": 1,
+    }
+
+
 def evaluation(nlls: tuple[float, ...], domains: tuple[str, ...], score: float | None) -> dict[str, Any]:
     mean = sum(nlls) / len(nlls)
     return {

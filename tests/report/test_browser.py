@@ -1,52 +1,110 @@
-"""The page in a real browser, where one is installed: plots are drawn, and hostile strings do nothing."""
+"""The pages in a real browser, where one is installed: desktop, phone, dark and paper; hostile strings do nothing."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fake_run import HOSTILE
+from browser import Browser, Opened
+from fake_run import DOMAINS, HOSTILE
+from fake_study import study_result, write_study
 from test_page import HOSTILE_DOMAINS, hostile
+from test_study import hostile_study
 
+from stillhouse.report.comparison import render_comparison
 from stillhouse.report.page import render_run_report
+from stillhouse.report.study import render_study_report
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PHONE = 390
+DARK = {"prefers-color-scheme": "dark"}
+MakeRun = Callable[..., Path]
+MakePage = Callable[[str, bool], Path]
+PLOTS = {"run": 6, "comparison": 2, "study": 10}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    try:
+        started = Browser(tmp_path_factory.mktemp("profile"))
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    with started:
+        yield started
 
 
 @pytest.fixture
-def dom(tmp_path: Path) -> Callable[[Path], str]:
-    """Open a page in headless Chromium and return its document as it is after all scripts ran."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser is installed (looked for {', '.join(BROWSERS)})")
-    flags = [
-        "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
-        "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000",
-        "--dump-dom",
-    ]  # fmt: skip
-    if os.geteuid() == 0:
-        flags.append("--no-sandbox")  # Chromium refuses its sandbox to root
+def make_page(make_run: MakeRun, tmp_path: Path) -> MakePage:
+    """Write a page of one kind, with ordinary numbers or with strings that try to break out of it."""
 
-    def load(page: Path) -> str:
-        done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-        return done.stdout
+    def make(kind: str, nasty: bool) -> Path:
+        domains, change = (HOSTILE_DOMAINS, hostile) if nasty else (DOMAINS, None)
+        if kind == "run":
+            return render_run_report(make_run(domains=domains, change=change))
+        if kind == "comparison":
+            runs = [make_run(f"run{i}", domains=domains, change=change) for i in range(2)]
+            return render_comparison(runs, [HOSTILE, "b" * 5000] if nasty else ["a", "b"], tmp_path / "both.html")
+        if nasty:
+            return render_study_report(hostile_study(tmp_path / "hostile"))
+        study = study_result(methods=("sft", "kd"), sizes=("64", "256", "1024"))
+        return render_study_report(write_study(tmp_path / "study", study))
 
-    return load
+    return make
 
 
-def test_plots_are_drawn_and_hostile_strings_stay_text(
-    make_run: Callable[..., Path], dom: Callable[[Path], str]
+def overflow(page: Opened) -> list[str]:
+    """What sticks out of the window to the right, but for what scrolls inside its own frame."""
+    found: list[str] = page.evaluate(
+        """[...document.querySelectorAll("body *")].filter((e) => e.getBoundingClientRect().right > innerWidth + 1
+             && !e.closest(".scroll, pre, nav, .plot, .skip, .mark")).map((e) => e.outerHTML.slice(0, 120))"""
+    )
+    width = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    return [*found, *([f"the page is {width} px too wide"] if width > 0 else [])]
+
+
+@pytest.mark.parametrize("nasty", [False, True], ids=["ordinary", "hostile"])
+@pytest.mark.parametrize("kind", PLOTS)
+def test_pages_draw_without_complaint_on_every_screen_and_on_paper(
+    browser: Browser, make_page: MakePage, kind: str, nasty: bool
 ) -> None:
-    document = dom(render_run_report(make_run("hostile", domains=HOSTILE_DOMAINS, change=hostile)))
-    assert len(re.findall(r'class="plot js-plotly-plot"', document)) == 6
-    assert HOSTILE.count("pwned") == 1
+    path = make_page(kind, nasty)
+    page = browser.open(path.as_uri())
+    assert page.complaints == []
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.trace, .point')).length"
+    )
+    assert drawn == page.evaluate("document.querySelectorAll('.plot').length") >= (1 if nasty else PLOTS[kind])
+    assert overflow(page) == []
+    document = page.document()
     assert "data-pwned" not in document
-    labels = " ".join(re.findall(r"<text[^>]*>(.*?)</text>", document, re.DOTALL))
-    assert "&lt;/script&gt;" in labels
-    assert "bold</tspan>" not in labels
     assert "javascript:" not in "".join(re.findall(r"<a [^>]*>", document))
+    labels = " ".join(re.findall(r"<text[^>]*>(.*?)</text>", document, re.DOTALL))
+    assert ("&lt;/script&gt;" in labels) == nasty
+    assert "bold</tspan>" not in labels
+    page.close()
+
+    phone = browser.open(path.as_uri(), width=PHONE, media=DARK)
+    assert overflow(phone) == []
+    assert phone.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(23, 20, 17)"
+    assert phone.evaluate("document.querySelector('.plot').layout.font.color") == "#f0ebe4"
+    if not nasty:
+        assert phone.pdf().startswith(b"%PDF-")
+        phone.evaluate("dispatchEvent(new Event('beforeprint'))")  # paper is light in the dark too
+        assert phone.evaluate("document.querySelector('.plot').layout.font.color") == "#221d18"
+    assert phone.complaints == []
+    phone.close()
+
+
+def test_a_legend_answers_to_the_keyboard(browser: Browser, make_page: MakePage) -> None:
+    page = browser.open(make_page("comparison", False).as_uri())
+    page.evaluate("document.querySelector('.legend button').focus()")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") in ("solid", "auto")
+    shown = "document.querySelector('.plot').data.filter((trace) => trace.visible).length"
+    before = page.evaluate(shown)
+    for event in ("rawKeyDown", "char", "keyUp"):
+        key = {"type": event, "key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
+        browser.call("Input.dispatchKeyEvent", {**key, **({"text": "\r"} if event == "char" else {})}, page.session)
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "false"
+    assert page.evaluate(shown) == before - 1
+    page.close()

@@ -6,16 +6,20 @@ figure follows light, dark and print. Foreign strings enter only through ``chart
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stillhouse.report.text import chart_label, count, number
+from stillhouse.report.table import Table, curve_table
+from stillhouse.report.text import MAX_LABEL, chart_label, clip, count, number
 
 MAX_POINTS = 400
 MAX_DOMAIN_LINES = 12
-BAR_HEIGHT, BAR_MARGIN = 18, 96
+BAR_HEIGHT, BAR_MARGIN = 18, 74
+DASHES = {"solid": "1 0", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2"}
+"""Plotly's names as SVG's dash arrays."""
 
 Figure = dict[str, Any]
 
@@ -29,6 +33,35 @@ class Chart:
     description: str
     note: str
     figure: Figure
+    table: Table | None = None
+    """The same in numbers; None where such a table stands beside the chart anyway."""
+
+    @property
+    def legend(self) -> list[LegendItem]:
+        """Names with the look of their traces, where there is more than one; the page makes buttons of them.
+
+        Plotly's own legend grows into the plot on a narrow screen, and the keyboard does not reach it.
+        """
+        items: dict[str, LegendItem] = {}
+        for trace in self.figure["data"]:
+            name = trace.get("name")
+            if name is not None and name not in items and trace.get("showlegend", True):
+                items[name] = _legend_item(trace)
+        for index, trace in enumerate(self.figure["data"]):
+            if trace.get("name") in items:
+                items[trace["name"]].traces.append(index)
+        return list(items.values()) if len(items) > 1 else []
+
+
+@dataclass(frozen=True)
+class LegendItem:
+    """One name of a legend: a CSS variable for its color, SVG dashes, a symbol, and the traces that it stands for."""
+
+    name: str
+    color: str
+    dashes: str
+    symbol: str
+    traces: list[int]
 
 
 @dataclass(frozen=True)
@@ -38,6 +71,19 @@ class Series:
     name: str
     color: str
     values: Sequence[float | None]
+
+
+def _legend_item(trace: Figure) -> LegendItem:
+    """The name unescaped again: a legend is text of the page, which Jinja escapes."""
+    mode = trace.get("mode", "bar")
+    marker = trace.get("marker", {})
+    return LegendItem(
+        name=html.unescape(trace["name"]),
+        color=str(trace["line"]["color"] if mode == "lines" else marker["color"]).removeprefix("@"),
+        dashes=DASHES[trace["line"].get("dash", "solid")] if "lines" in mode else "",
+        symbol="bar" if mode == "bar" else marker.get("symbol", "circle") if "markers" in mode else "",
+        traces=[],
+    )
 
 
 def domain_bars(domains: Sequence[str], series: Sequence[Series], *, chart_id: str = "domains") -> Chart:
@@ -58,10 +104,10 @@ def domain_bars(domains: Sequence[str], series: Sequence[Series], *, chart_id: s
         }
         for s in series
     ]
-    layout = _layout(height=BAR_MARGIN + len(domains) * (len(series) * BAR_HEIGHT + 16))
+    layout = base_layout(height=BAR_MARGIN + len(domains) * (len(series) * BAR_HEIGHT + 16))
     # Plotly draws groups from the bottom up; both orders are reversed to read from the top down.
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False}
-    layout["xaxis"] |= {"title": _axis_title("nats per token (lower is better)"), "rangemode": "tozero"}
+    layout["xaxis"] |= {"title": axis_title("nats per token (lower is better)"), "rangemode": "tozero"}
     layout |= {"barmode": "group", "bargap": 0.28, "bargroupgap": 0.08, "hovermode": "closest"}
     description = "; ".join(
         f"{label}: " + ", ".join(f"{s.name} {number(s.values[i])}" for s in series) for i, label in enumerate(labels)
@@ -116,7 +162,22 @@ def validation_chart(evaluations: Sequence[dict[str, Any]], teacher: float | Non
             {"type": "scatter", "mode": "lines", "x": ends, "y": [teacher] * 2, "name": "teacher", "line": line}
         )
     thin_lines = any(trace["line"]["color"] == "@faint" for trace in chart.figure["data"])
-    return replace(chart, note="Thin lines are the domains." if thin_lines else "")
+    return replace(
+        chart,
+        note="Thin lines are the domains." if thin_lines else "",
+        table=curve_table(
+            "Validation NLL in nats per token, by optimizer step.", "Step", _by_domain(evaluations, names)
+        ),
+    )
+
+
+def _by_domain(
+    evaluations: Sequence[dict[str, Any]], names: Sequence[str]
+) -> list[tuple[str, list[float], list[float | None]]]:
+    steps = [event["step"] for event in evaluations]
+    curves = [(clip(name, MAX_LABEL), [e["domains"].get(name, {}).get("nll") for e in evaluations]) for name in names]
+    curves = [("Average", [_value(event, "nll") for event in evaluations]), *curves[:MAX_DOMAIN_LINES]]
+    return [(name, steps, values) for name, values in curves]
 
 
 def gradient_chart(steps: Sequence[dict[str, Any]]) -> Chart | None:
@@ -153,12 +214,15 @@ def run_curves(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> Ch
     traces = [_line(chart_label(name), color, *_thinned(events, "nll")) for name, color, events in named if events]
     if not traces:
         return None
-    layout = _layout()
-    layout["xaxis"]["title"] = _axis_title("optimizer step")
-    layout["yaxis"]["title"] = _axis_title("nats per token")
+    layout = base_layout()
+    layout["xaxis"]["title"] = axis_title("optimizer step")
+    layout["yaxis"]["title"] = axis_title("nats per token")
     described = "; ".join(f"{name}: {_fall(events, 'nll')}" for name, _, events in named if events)
     figure = {"data": traces, "layout": layout}
-    return Chart("curves", "Validation NLL", f"Line chart of validation NLL. {described}.", "", figure)
+    description = f"Line chart of validation NLL. {described}."
+    curves = [(name, *_thinned(events, "nll")) for name, _, events in named if events]
+    numbers = curve_table("Validation NLL in nats per token, by optimizer step.", "Step", curves)
+    return Chart("curves", "Validation NLL", description, "", figure, numbers)
 
 
 def _curves(
@@ -173,16 +237,19 @@ def _curves(
     present = [(key, name, color) for key, name, color in parts if any(_value(e, key) is not None for e in events)]
     if not present:
         return None
-    layout = _layout()
-    layout["xaxis"]["title"] = _axis_title("optimizer step")
-    layout["yaxis"]["title"] = _axis_title(unit)
-    layout["showlegend"] = len(present) > 1 or chart_id == "validation"
+    layout = base_layout()
+    layout["xaxis"]["title"] = axis_title("optimizer step")
+    layout["yaxis"]["title"] = axis_title(unit)
     traces = [_line(name, color, *_thinned(events, key)) for key, name, color in present]
     described = "; ".join(f"{name} {_fall(events, key)}" for key, name, _ in present)
     bucket = math.ceil(len(events) / MAX_POINTS)
     if bucket > 1:
         note = f"{note} Each point averages {bucket} steps.".strip()
-    return Chart(chart_id, title, f"Line chart, {unit}: {described}.", note, {"data": traces, "layout": layout})
+    curves = [(name, *_thinned(events, key)) for key, name, _ in present]
+    numbers = curve_table(f"{title}, {unit}, by optimizer step.", "Step", curves)
+    return Chart(
+        chart_id, title, f"Line chart, {unit}: {described}.", note, {"data": traces, "layout": layout}, numbers
+    )
 
 
 def _line(name: str, color: str, x: list[float], y: list[float]) -> Figure:
@@ -213,11 +280,13 @@ def _fall(events: Sequence[dict[str, Any]], key: str) -> str:
     return f"from {number(start)} at step {count(first)} to {number(end)} at step {count(last)}"
 
 
-def _axis_title(text: str) -> Figure:
+def axis_title(text: str) -> Figure:
+    """The title of an axis in the page's style."""
     return {"text": text, "font": {"size": 12, "color": "@muted"}, "standoff": 8}
 
 
-def _layout(height: int = 300) -> Figure:
+def base_layout(height: int = 300) -> Figure:
+    """The layout that all charts start from: transparent, in the theme's colors, zoom off, legend on top."""
     axis: Figure = {
         "gridcolor": "@grid",
         "linecolor": "@grid",
@@ -226,15 +295,22 @@ def _layout(height: int = 300) -> Figure:
     }
     return {
         "height": height,
-        "margin": {"l": 56, "r": 30, "t": 34, "b": 48},
+        "margin": {"l": 56, "r": 30, "t": 12, "b": 48},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"size": 13, "color": "@ink"},
         "hoverlabel": {"bgcolor": "@card", "bordercolor": "@line", "font": {"color": "@ink"}},
         "hovermode": "x unified",
         "dragmode": False,
-        "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
+        "showlegend": False,
+        "legend": {
+            "orientation": "h",
+            "xref": "container",
+            "x": 0,
+            "y": 1.0,
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
         "xaxis": {**axis, "fixedrange": True, "automargin": True},
         "yaxis": {**axis, "fixedrange": True, "automargin": True},
     }

@@ -37,7 +37,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
             **values,
             style=Markup(_asset("style.css")),  # noqa: S704
             scripts=_scripts(),
-            policy=_policy(),
+            policy=content_policy(),
             version=version("stillhouse"),
         )
     )
@@ -85,7 +85,8 @@ def _scripts() -> tuple[Markup, ...]:
 
 
 @cache
-def _policy() -> str:
+def content_policy() -> str:
+    """Return the content security policy of every page: nothing is loaded, and only our own scripts run."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _scripts()]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"

@@ -37,12 +37,17 @@ def objective_of(recipe: dict[str, Any]) -> str:
     return str(recipe["stages"][-1]["objective"]["type"])
 
 
+def is_run(path: Path) -> bool:
+    """Whether a run has begun in a folder."""
+    return (path / "recipe.yaml").is_file()
+
+
 def read_run(path: Path) -> RunData:
     """Read a run directory.
 
     Raises OutputError when the folder holds no run, or one of its files is damaged.
     """
-    if not (path / "recipe.yaml").is_file():
+    if not is_run(path):
         raise OutputError(
             f"{path}: no run is here (recipe.yaml is missing); give a run directory, the output.dir of a recipe"
         )

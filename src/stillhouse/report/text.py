@@ -58,6 +58,16 @@ def amount(value: object) -> str:
     return f"{value:.0f}"
 
 
+def flops(value: object) -> str:
+    """Return floating-point operations in words of three digits: 1.24e15 as ``1.24 PFLOP``."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "–"
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}FLOP"
+    return f"{value:.0f} FLOP"
+
+
 def duration(seconds: object) -> str:
     """Return seconds as people say them: ``48 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if not isinstance(seconds, int | float) or not math.isfinite(seconds):

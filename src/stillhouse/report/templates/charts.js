@@ -13,15 +13,28 @@
     return isColor ? css.getPropertyValue(`--${value.slice(1)}`).trim() : value;
   };
 
-  const draw = () => {
-    const css = getComputedStyle(root);
-    for (const node of nodes) {
-      const figure = painted(JSON.parse(document.getElementById(node.dataset.figure).textContent), "", css);
-      figure.layout.font.family = css.getPropertyValue("--sans").trim();
-      Plotly.react(node, figure.data, figure.layout, { displayModeBar: false, responsive: true });
-    }
-  };
+  // Legends are buttons, so that the keyboard reaches them and they wrap on a narrow screen.
+  const hidden = (node) => new Set([...node.parentElement.querySelectorAll(".legend [aria-pressed=false]")]
+    .flatMap((button) => button.dataset.traces.split(" ").map(Number)));
 
+  const drawOne = (node) => {
+    const css = getComputedStyle(root);
+    const figure = painted(JSON.parse(document.getElementById(node.dataset.figure).textContent), "", css);
+    figure.layout.font.family = css.getPropertyValue("--sans").trim();
+    const off = hidden(node);
+    figure.data.forEach((trace, index) => { trace.visible = !off.has(index); });
+    Plotly.react(node, figure.data, figure.layout, { displayModeBar: false, responsive: true });
+  };
+  const draw = () => nodes.forEach(drawOne);
+
+  for (const button of document.querySelectorAll(".legend button")) {
+    button.addEventListener("click", () => {
+      button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
+      drawOne(button.closest("figure").querySelector("[data-figure]"));
+    });
+  }
+
+  if (["127.0.0.1", "localhost"].includes(location.hostname)) root.classList.add("is-served");
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   addEventListener("beforeprint", () => { root.classList.add("on-paper"); draw(); });
