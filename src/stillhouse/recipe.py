@@ -656,6 +656,15 @@ class SynthesisConfig(Config):
             raise ValueError(f"frame={self.frame!r}: write {{input}} once, where the input stands")
         return self
 
+    @model_validator(mode="after")
+    def _models_can_write(self) -> SynthesisConfig:
+        for name, model in (("input_model", self.input_model), ("label_model", self.label_model)):
+            if model is not None and model.source == "cache":
+                raise ValueError(f"{name}.source=cache: a cache cannot write; use live or server")
+            if model is not None and (model.source == "server") != (model.server is not None):
+                raise ValueError(f"{name}.source=server and {name}.server belong together; give both or neither")
+        return self
+
 
 # --- running --------------------------------------------------------------------------------
 

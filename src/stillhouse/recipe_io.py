@@ -207,6 +207,8 @@ def _tags(field: str) -> str:
         "mixing": recipe_module.MixingConfig,
         "codec": recipe_module.CodecConfig,
         "mixture": recipe_module.MixtureConfig,
+        "format": recipe_module.FormatConfig,
+        "input_format": recipe_module.FormatConfig,
     }
     union = unions.get(field.rsplit(".", 1)[-1])
     if union is None:

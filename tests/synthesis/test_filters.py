@@ -35,6 +35,7 @@ def judge(seeds: list[Row], text: str, *, finished: bool = True, **changes: obje
     ("text", "reason", "detail"),
     [
         ("", "empty_input", ""),
+        ("an owl\nin our barn", "input_format", "several lines; the seeds have one"),
         ("a very small spider number 5", "input_format", "has digits"),
         ("owl", "input_length", "1 words; 3 to 14 are expected"),
         ("A small  brown dog FROM the village", "duplicate", "seed human-0"),

@@ -7,34 +7,44 @@ from scripted import ANIMALS, INSTRUCTION
 
 from stillhouse.data.rows import Message, Row
 from stillhouse.errors import DataError
-from stillhouse.synthesis.prompting import input_prompt, label_prompt, make_input_writer_rows, read_input
+from stillhouse.synthesis.prompting import (
+    FIRST,
+    NEXT,
+    input_prompt,
+    label_prompt,
+    make_input_writer_rows,
+    read_input,
+)
 from stillhouse.synthesis.seeds import seed_domains
 
 
 @pytest.mark.parametrize(
-    ("reply", "one_line", "text"),
+    ("reply", "text"),
     [
-        (" a dog\n", True, "a dog"),
-        ("Example 9:\na dog\nwhich barks", True, "a dog"),
-        ("Example 9:\na dog\nwhich barks", False, "a dog\nwhich barks"),
-        ("New example: a dog", True, "a dog"),
-        ('"a dog"', True, "a dog"),
-        ("“a dog”", True, "a dog"),
-        ('"a" dog', True, '"a" dog'),
-        ("'", True, "'"),
-        ("For example: a dog", True, "For example: a dog"),
-        ("", True, ""),
+        (" a dog\n", "a dog"),
+        ("Example 9:\na dog\nwhich barks", "a dog\nwhich barks"),
+        ("New example: a dog", "a dog"),
+        ('"a dog"', "a dog"),
+        ("“a dog”", "a dog"),
+        ('"a" dog', '"a" dog'),
+        ("'", "'"),
+        ("For example: a dog", "For example: a dog"),
+        ("", ""),
     ],
 )
-def test_what_is_read_from_a_reply(reply: str, one_line: bool, text: str) -> None:
-    assert read_input(reply, one_line=one_line) == text
+def test_what_is_read_from_a_reply(reply: str, text: str) -> None:
+    assert read_input(reply) == text
 
 
-def test_examples_are_numbered_under_the_description() -> None:
-    (turn,) = input_prompt(["one", "two"], " Things.\n")
-    assert turn.role == "user"
-    assert turn.content.startswith("Things.\n\nExample 1:\none\n\nExample 2:\ntwo\n\nWrite one new example")
-    assert input_prompt(["one"], None)[0].content.startswith("Example 1:\none")
+def test_examples_are_earlier_answers() -> None:
+    assert input_prompt(["one", "two"], " Things.\n") == [
+        Message("user", f"Things.\n\n{FIRST}"),
+        Message("assistant", "one"),
+        Message("user", NEXT),
+        Message("assistant", "two"),
+        Message("user", NEXT),
+    ]
+    assert input_prompt(["one"], None)[0].content == FIRST
 
 
 def test_labels_are_asked_for_in_the_frame(seeds: list[Row]) -> None:
@@ -52,13 +62,13 @@ def test_writer_rows_ask_as_synthesis_does_and_answer_with_a_human_input(seeds: 
     rows = make_input_writer_rows(domains, description="Animals.", num_examples=3, rows_per_seed=2, seed=1)
     assert len(rows) == 16
     assert len({row["id"] for row in rows}) == 16
-    assert len({row["messages"][0]["content"] for row in rows}) == 16, "the same seed sees other examples"
+    assert len({str(row["messages"]) for row in rows}) == 16, "the same seed sees other examples"
     texts = [text for text, _ in ANIMALS]
     for row in rows:
-        prompt, answer = row["messages"]
-        assert answer["content"] in texts
-        assert answer["content"] not in prompt["content"]
-        assert sum(text in prompt["content"] for text in texts) == 3
+        *shown, answer = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
+        assert answer in texts
+        assert len({answer, *shown}) == 4
+        assert set(shown) <= set(texts)
     assert rows == make_input_writer_rows(domains, description="Animals.", num_examples=3, rows_per_seed=2, seed=1)
 
 

@@ -84,11 +84,10 @@ def test_the_writer_sees_examples_without_their_frame(seeds: list[Row], tmp_path
     asked = models()
     synthesize(config(description="Animals."), seeds, asked, directory=tmp_path / "x", seed=0)
     assert isinstance(asked.inputs, Scripted)
-    (prompt,) = asked.inputs.prompts[0]
-    assert prompt.content.startswith("Animals.\n\nExample 1:\n")
-    assert INSTRUCTION not in prompt.content
-    assert sum(text in prompt.content for text, _ in ANIMALS) == 8
-    assert asked.inputs.settings[0].stop == ("\nExample ",)
+    prompt = asked.inputs.prompts[0]
+    assert prompt[0].content.startswith("Animals.\n\n")
+    assert {m.content for m in prompt if m.role == "assistant"} == {text for text, _ in ANIMALS}
+    assert prompt[-1].role == "user"
     assert len(set(asked.inputs.seeds)) == len(asked.inputs.seeds), "each batch draws anew"
 
 
@@ -163,7 +162,7 @@ def test_a_synthesis_killed_anywhere_ends_as_if_it_had_not_been(seeds: list[Row]
     whole = synthesize(config(count=9), seeds, deterministic(), directory=tmp_path / "whole", seed=3)
     journal = (tmp_path / "whole" / "journal.jsonl").read_bytes()
     ends = [i + 1 for i, byte in enumerate(journal) if byte == 10]
-    for number, end in enumerate(sorted({*ends, *(e - 5 for e in ends[1:])})):
+    for number, end in enumerate(sorted({*ends[::2], *(e - 5 for e in ends[1::4])})):
         folder = tmp_path / f"cut{number}"
         folder.mkdir()
         (folder / "journal.jsonl").write_bytes(journal[:end])

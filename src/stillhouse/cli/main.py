@@ -84,6 +84,29 @@ def capture(recipe: RecipePath, overrides: Overrides = None) -> None:
     capture_targets(recipe, overrides or [])
 
 
+@app.command()
+def synthesize(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew in synthesis.dir.")] = False,
+    writer_rows: Annotated[
+        Path | None, typer.Option(help="Only write rows that teach a model to write inputs, into this file.")
+    ] = None,
+    rows_per_seed: Annotated[int, typer.Option(min=1, help="Such rows for each seed.")] = 1,
+) -> None:
+    """Make new rows from human ones: a model writes inputs and answers them, and filters drop the rest.
+
+    The same command goes on where a killed one stopped.
+    """
+    from stillhouse.cli.synthesize import synthesize_rows
+    from stillhouse.cli.synthesize import writer_rows as write_writer_rows
+
+    if writer_rows is not None:
+        write_writer_rows(recipe, overrides or [], writer_rows, rows_per_seed)
+    else:
+        synthesize_rows(recipe, overrides or [], overwrite=overwrite)
+
+
 cache_app = typer.Typer(help="Look after a cache of teacher targets.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 CacheFolder = Annotated[Path, typer.Argument(help="Folder of the cache.", show_default=False)]

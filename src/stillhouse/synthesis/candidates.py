@@ -25,7 +25,7 @@ Reason = InputReason | AnswerReason | FinalReason
 REASONS: dict[str, str] = {
     "unfinished_input": "the input was cut at inputs.max_new_tokens",
     "empty_input": "the input is empty",
-    "input_format": "the input does not have input_format",
+    "input_format": "the input does not have the form of the seeds, or input_format",
     "input_length": "the input is much shorter or longer than the seeds",
     "language": "the input is in another language",
     "duplicate": "the input is a seed or an earlier input",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from stillhouse.data.rows import Row
@@ -23,7 +23,7 @@ class InputFilter:
     def __init__(
         self,
         config: SynthesisFilters,
-        domains: Iterable[SeedDomain],
+        domains: Collection[SeedDomain],
         input_format: Format | None,
         evaluation: EvaluationIndex,
         evaluation_rows: Sequence[Row],
@@ -33,6 +33,7 @@ class InputFilter:
         self._evaluation, self._evaluation_rows = evaluation, evaluation_rows
         self._near = NearDuplicates(config.rouge_l)
         self._known: dict[str, str] = {}
+        self._one_line = {d.name for d in domains if all("\n" not in s.text.strip() for s in d.seeds)}
         self._lengths = {d.name: length_range((s.text for s in d.seeds), config.length_factor) for d in domains}
         for domain in domains:
             for seed in domain.seeds:
@@ -49,6 +50,8 @@ class InputFilter:
             return Rejection("unfinished_input")
         if not text:
             return Rejection("empty_input")
+        if domain in self._one_line and "\n" in text:
+            return Rejection("input_format", "several lines; the seeds have one")
         if self._format is not None and (problem := self._format.problem(text)):
             return Rejection("input_format", problem)
         if problem := self._lengths[domain].problem(text):

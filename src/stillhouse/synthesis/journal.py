@@ -52,7 +52,7 @@ class Journal:
     def _read(self, header: Mapping[str, Any]) -> None:
         data = self.path.read_bytes()
         end = data.find(b"\n") + 1
-        found = self._parse(data[:end] or data, 1)
+        found = _parse(self.path, data[:end] or data, 1)
         if changed := [
             key for key in sorted({*found, *header}) if found.get(key) != json.loads(_line(header)).get(key)
         ]:
@@ -66,7 +66,7 @@ class Journal:
             number += 1
             if not raw.endswith(b"\n"):
                 break
-            value = self._parse(raw, number)
+            value = _parse(self.path, raw, number)
             end += len(raw)
             if "batch" in value:
                 self.batches.append(pending)
@@ -76,16 +76,28 @@ class Journal:
                 pending.append(candidate_from_json(value))
         os.truncate(self.path, whole)
 
-    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise OutputError(
-                f"{self.path}:{number}: this line is damaged ({error}); delete the journal to begin anew"
-            ) from error
-        if not isinstance(value, dict):
-            raise OutputError(f"{self.path}:{number}: this is no journal of a synthesis; choose another synthesis.dir")
-        return value
+
+def read_candidates(path: Path) -> list[Candidate]:
+    """Return the candidates of a journal's whole batches, whatever it depends on.
+
+    Raises OutputError when it cannot be read or is damaged.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({error.strerror})") from error
+    found: list[Candidate] = []
+    pending: list[Candidate] = []
+    for number, raw in enumerate(lines[1:], start=2):
+        if not raw.endswith(b"\n"):
+            break
+        value = _parse(path, raw, number)
+        if "batch" in value:
+            found += pending
+            pending = []
+        else:
+            pending.append(candidate_from_json(value))
+    return found
 
 
 def candidate_json(candidate: Candidate) -> dict[str, Any]:
@@ -111,3 +123,15 @@ def candidate_from_json(value: dict[str, Any]) -> Candidate:
 def _line(value: Mapping[str, Any]) -> str:
     # Generated text may hold half a surrogate pair or a line separator; ASCII carries both safely.
     return json.dumps(value, allow_nan=False) + "\n"
+
+
+def _parse(path: Path, line: bytes, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise OutputError(
+            f"{path}:{number}: this line is damaged ({error}); delete the journal to begin anew"
+        ) from error
+    if not isinstance(value, dict):
+        raise OutputError(f"{path}:{number}: this is no journal of a synthesis; choose another synthesis.dir")
+    return value

@@ -14,31 +14,30 @@ from stillhouse.synthesis.seeds import Seed, SeedDomain
 
 VERSION = 1
 """Part of every row's provenance; raise it when the wording changes."""
-STOP = ("\nExample ",)
-_REQUEST = (
-    "Write one new example that could stand among these: the same kind and form, with another content. "
-    "Reply with the text of the new example alone."
-)
+FIRST, NEXT = "Write one example.", "Write another one, of the same kind and form and with another content."
 _HEADING = re.compile(r"\s*(?:new )?example(?:\s+\d+)?\s*:\s*", re.IGNORECASE)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "`": "`"}
 
 
 def input_prompt(examples: Sequence[str], description: str | None) -> list[Message]:
-    """Return the conversation that asks for another input like ``examples``."""
-    shown = "\n\n".join(f"Example {number}:\n{text}" for number, text in enumerate(examples, start=1))
-    task = "" if description is None else f"{description.strip()}\n\n"
-    return [Message("user", f"{task}{shown}\n\n{_REQUEST}")]
+    """Return the conversation that asks for another input like ``examples``, which stand in it as earlier answers.
+
+    Answers are what a chat model goes on with: a small one that finds the examples in its
+    instructions talks about them instead of writing one.
+    """
+    first = FIRST if description is None else f"{description.strip()}\n\n{FIRST}"
+    turns = [Message("user", first)]
+    for text in examples:
+        turns += [Message("assistant", text), Message("user", NEXT)]
+    return turns
 
 
-def read_input(reply: str, *, one_line: bool) -> str:
-    """Return the input in a reply: without a heading, without quotes around it, its first line if inputs have one."""
+def read_input(reply: str) -> str:
+    """Return the input in a reply: without a heading such as ``Example:``, and without quotes around it."""
     text = reply.strip()
     heading = _HEADING.match(text)
     if heading:
-        text = text[heading.end() :]
-    if one_line and text:
-        text = text.splitlines()[0]
-    text = text.strip()
+        text = text[heading.end() :].strip()
     closing = _QUOTES.get(text[:1])
     return text[1:-1].strip() if closing and len(text) > 1 and text.endswith(closing) else text
 
@@ -57,7 +56,7 @@ def label_prompt(domain: SeedDomain, text: str, system: str | None, examples: Se
 def make_input_writer_rows(
     domains: Sequence[SeedDomain], *, description: str | None, num_examples: int, rows_per_seed: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Return rows that teach a model to write inputs: a prompt with other seeds, and a seed's input as the answer.
+    """Return rows that teach a model to write inputs: other seeds as earlier answers, and a seed's input as the last.
 
     The prompts are those of :func:`input_prompt`, so a model that learned from these rows serves as
     ``synthesis.input_model``. Each seed is the answer ``rows_per_seed`` times, with other examples.

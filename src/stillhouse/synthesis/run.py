@@ -26,12 +26,13 @@ from stillhouse.synthesis.formats import Format, Predicate, build_format
 from stillhouse.synthesis.journal import Journal
 from stillhouse.synthesis.leakage import GuardedSeeds, guard_seeds
 from stillhouse.synthesis.output import identity_of, rows_jsonl, synthesis_report
-from stillhouse.synthesis.prompting import STOP, draw_distinct, input_prompt, label_prompt, read_input
+from stillhouse.synthesis.prompting import draw_distinct, input_prompt, label_prompt, read_input
 from stillhouse.synthesis.scoring import AnswerScorer
 from stillhouse.synthesis.seeds import Seed, SeedDomain
 from stillhouse.synthesis.vectors import Matrix, TextVectors
 
 JOURNAL, ROWS, REPORT, PAGE = "journal.jsonl", "synthetic.jsonl", "synthesis_report.json", "report.html"
+SERVED_ANSWERS = "_answers.jsonl"
 CANDIDATES_PER_ROW = 20
 LABEL_EXAMPLES = 4
 
@@ -161,7 +162,6 @@ class _Synthesis:
         self.target = rows_wanted(config, len(self.seeds))
         self.max_candidates = config.max_candidates or CANDIDATES_PER_ROW * self.target
         texts = [s.text for s in self.seeds]
-        self.one_line = all("\n" not in text.strip() for text in texts)
         self.vectors = TextVectors(texts)
         self.seed_vectors = {d.name: self.vectors([s.text for s in d.seeds]) for d in self.domains.values()}
         self.identity = identity_of(config, self.seeds, guarded.evaluation, models.inputs, models.labels, seed)
@@ -209,7 +209,7 @@ class _Synthesis:
             drafts.append(draft)
             prompts.append(prompt)
         replies = self.models.inputs.generate(
-            prompts, _sampling(self.config.inputs, STOP), seed=derive_seed(self.seed, "synthesis-inputs", number)
+            prompts, _sampling(self.config.inputs), seed=derive_seed(self.seed, "synthesis-inputs", number)
         )
         judged = [self._judge(d, r) for d, r in zip(drafts, replies, strict=True)]
         return self._answer(judged, derive_seed(self.seed, "synthesis-labels", number))
@@ -231,7 +231,7 @@ class _Synthesis:
         return draft, prompt
 
     def _judge(self, draft: Candidate, reply: Completion) -> Candidate:
-        text = read_input(reply.text, one_line=self.one_line)
+        text = read_input(reply.text)
         rejection = self.checks.inputs.judge(text, draft.domain, finished=reply.finished)
         candidate = replace(draft, text=text, rejection=rejection, input_usage=_usage([reply]))
         if candidate.input_passed:
@@ -244,7 +244,7 @@ class _Synthesis:
         asked = [c for c in judged if c.input_passed]
         prompts = [self._label_prompt(c) for c in asked]
         replies = self.models.labels.generate(
-            [prompt for prompt in prompts for _ in range(labels.samples)], _sampling(labels, ()), seed=seed
+            [prompt for prompt in prompts for _ in range(labels.samples)], _sampling(labels), seed=seed
         )
         answered: dict[int, Candidate] = {}
         for i, candidate in enumerate(asked):
@@ -330,13 +330,15 @@ def _open_journal(directory: Path, identity: dict[str, Any], *, overwrite: bool)
         for name in (JOURNAL, ROWS, REPORT, PAGE):
             (directory / name).unlink(missing_ok=True)
     path = directory / JOURNAL
-    if not path.exists() and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    # A server's answers are kept beside the journal under what was asked, so they serve a new one too.
+    foreign = directory.is_dir() and any(not p.name.endswith(SERVED_ANSWERS) for p in directory.iterdir())
+    if not path.exists() and (foreign or directory.is_file()):
         raise OutputError(f"synthesis.dir={directory}: other files are here; name a new or empty folder")
     return Journal(path, identity)
 
 
-def _sampling(config: RolloutConfig, stop: tuple[str, ...]) -> SamplingSettings:
-    return SamplingSettings(config.max_new_tokens, config.temperature, config.top_p, stop)
+def _sampling(config: RolloutConfig) -> SamplingSettings:
+    return SamplingSettings(config.max_new_tokens, config.temperature, config.top_p)
 
 
 def _usage(completions: Sequence[Completion]) -> Usage:
