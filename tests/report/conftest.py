@@ -28,7 +28,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         change: Callable[[dict[str, Any]], None] | None = None,
     ) -> Path:
         folder = tmp_path / name
-        folder.mkdir()
+        folder.mkdir(parents=True)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(kind, teacher)), encoding="utf-8")
         (folder / "environment.json").write_text(json.dumps(environment()), encoding="utf-8")
         lines = [evaluation_line(0, domains, AFTER[kind])]

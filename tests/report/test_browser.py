@@ -11,13 +11,14 @@ from browser import Browser, Opened
 from fake_run import DOMAINS, HOSTILE
 from fake_study import study_result, write_study
 from test_page import HOSTILE_DOMAINS, hostile
+from test_serve import served
 from test_study import hostile_study
 
 from stillhouse.report.comparison import render_comparison
 from stillhouse.report.page import render_run_report
 from stillhouse.report.study import render_study_report
 
-PHONE = 390
+DESKTOP, PHONE = 1280, 390
 DARK = {"prefers-color-scheme": "dark"}
 MakeRun = Callable[..., Path]
 MakePage = Callable[[str, bool], Path]
@@ -43,8 +44,9 @@ def make_page(make_run: MakeRun, tmp_path: Path) -> MakePage:
         if kind == "run":
             return render_run_report(make_run(domains=domains, change=change))
         if kind == "comparison":
-            runs = [make_run(f"run{i}", domains=domains, change=change) for i in range(2)]
-            return render_comparison(runs, [HOSTILE, "b" * 5000] if nasty else ["a", "b"], tmp_path / "both.html")
+            kinds = ("kd", "kd") if nasty else ("kd", "sft")  # runs of one kind go by the names that are given
+            runs = [make_run(f"run{i}", kind, domains=domains, change=change) for i, kind in enumerate(kinds)]
+            return render_comparison(runs, [HOSTILE, "b" * 5000], tmp_path / "both.html")
         if nasty:
             return render_study_report(hostile_study(tmp_path / "hostile"))
         study = study_result(methods=("sft", "kd"), sizes=("64", "256", "1024"))
@@ -53,14 +55,17 @@ def make_page(make_run: MakeRun, tmp_path: Path) -> MakePage:
     return make
 
 
-def overflow(page: Opened) -> list[str]:
-    """What sticks out of the window to the right, but for what scrolls inside its own frame."""
+def overflow(page: Opened, width: int) -> list[str]:
+    """What sticks out to the right of a window, but for what scrolls inside its own frame.
+
+    A phone zooms out to show a page that is too wide, so ``innerWidth`` is no measure.
+    """
     found: list[str] = page.evaluate(
-        """[...document.querySelectorAll("body *")].filter((e) => e.getBoundingClientRect().right > innerWidth + 1
-             && !e.closest(".scroll, pre, nav, .plot, .skip, .mark")).map((e) => e.outerHTML.slice(0, 120))"""
+        f"""[...document.querySelectorAll("body *")].filter((e) => e.getBoundingClientRect().right > {width} + 1
+              && !e.closest(".scroll, pre, nav, .skip, .mark")).map((e) => e.outerHTML.slice(0, 120))"""
     )
-    width = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-    return [*found, *([f"the page is {width} px too wide"] if width > 0 else [])]
+    wide = page.evaluate("Math.max(innerWidth, document.documentElement.scrollWidth)")
+    return [*found, *([f"the page is {wide} px wide"] if wide > width else [])]
 
 
 @pytest.mark.parametrize("nasty", [False, True], ids=["ordinary", "hostile"])
@@ -75,7 +80,7 @@ def test_pages_draw_without_complaint_on_every_screen_and_on_paper(
         "[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.trace, .point')).length"
     )
     assert drawn == page.evaluate("document.querySelectorAll('.plot').length") >= (1 if nasty else PLOTS[kind])
-    assert overflow(page) == []
+    assert overflow(page, DESKTOP) == []
     document = page.document()
     assert "data-pwned" not in document
     assert "javascript:" not in "".join(re.findall(r"<a [^>]*>", document))
@@ -85,7 +90,7 @@ def test_pages_draw_without_complaint_on_every_screen_and_on_paper(
     page.close()
 
     phone = browser.open(path.as_uri(), width=PHONE, media=DARK)
-    assert overflow(phone) == []
+    assert overflow(phone, PHONE) == []
     assert phone.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(23, 20, 17)"
     assert phone.evaluate("document.querySelector('.plot').layout.font.color") == "#f0ebe4"
     if not nasty:
@@ -94,6 +99,23 @@ def test_pages_draw_without_complaint_on_every_screen_and_on_paper(
         assert phone.evaluate("document.querySelector('.plot').layout.font.color") == "#221d18"
     assert phone.complaints == []
     phone.close()
+
+
+def test_a_served_study_leads_to_the_pages_of_its_runs(browser: Browser, make_page: MakePage) -> None:
+    folder = make_page("study", False).parent
+    with served(folder) as server:
+        page = browser.open(server.url)
+        link = "document.querySelector('#runs .served a')"
+        page.evaluate("document.querySelector('#runs details').open = true")
+        assert page.evaluate(f"getComputedStyle({link}.parentElement).display") == "inline"
+        run = browser.open(page.evaluate(f"{link}.href"))
+        assert "Training closed" in run.evaluate("document.querySelector('h1').textContent")
+        assert page.complaints == run.complaints == []
+        run.close()
+        page.close()
+    page = browser.open((folder / "report.html").as_uri())  # opened as a file, where such a link would be dead
+    assert page.evaluate(f"getComputedStyle({link}.parentElement).display") == "none"
+    page.close()
 
 
 def test_a_legend_answers_to_the_keyboard(browser: Browser, make_page: MakePage) -> None:

@@ -73,6 +73,10 @@ def test_compare_writes_a_study_runs_it_and_prints_paired_gains(
     code, out, err = command(*arguments)
     assert (code, err) == (0, "")
     assert "NLL gain over sft, nats/token, paired by seed" in out
+    assert "report:  out/both/report.html" in out.replace(f"{tmp_path}/", "")
+    page = (tmp_path / "out/both/report.html").read_text(encoding="utf-8")
+    assert "stillhouse study out/both/study.yaml" in page
+    assert "figure-gains-0" in page
     file = tmp_path / "out" / "both" / "study.yaml"
     config = StudyConfig.from_yaml(file)
     assert (config.base, config.seeds, list(config.axes["method"])) == ("../../base.yaml", (0, 1), ["sft", "kd"])
@@ -114,11 +118,15 @@ def test_wrong_options_of_compare_are_named(
 
 
 def test_a_study_with_a_failed_run_ends_with_code_1_and_says_how_to_go_on(
-    command: Command, write_study: WriteStudy
+    command: Command, write_study: WriteStudy, tmp_path: Path
 ) -> None:
     # The preflight reads the data; what it does not see is a learning rate that blows up.
     wild = {**SFT, "stages.0.optimisation.learning_rate": 1e30, "stages.0.optimisation.max_grad_norm": None}
-    code, out, _ = command("study", str(write_study(axes={"x": {"wild": wild}}, seeds=[0])))
+    file = write_study(axes={"x": {"wild": wild}}, seeds=[0])
+    code, out, _ = command("study", str(file))
     assert code == 1
     assert "failed  runs/wild-seed0: step" in out
     assert "1 runs failed; `stillhouse study" in out
+    kept = StudyConfig.from_yaml(tmp_path / "study/study.yaml")
+    assert kept == StudyConfig.from_yaml(file).model_copy(update={"base": "../base.yaml"})
+    assert "No run of this study has finished yet." in (tmp_path / "study/report.html").read_text(encoding="utf-8")

@@ -174,14 +174,26 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Run directory; several are compared.")],
+    run: Annotated[Path, typer.Argument(help="Run, study or comparison directory; several runs are compared.")],
     others: Annotated[list[Path] | None, typer.Argument(help="More run directories.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Page of a comparison.")] = None,
 ) -> None:
-    """Write report.html for a run, or one page that compares several."""
+    """Write report.html for a run or a study, or one page that compares several runs."""
     from stillhouse.cli.commands import write_report
 
     write_report(run, others or [], output)
+
+
+@app.command("open")
+def open_report(
+    directory: Annotated[Path, typer.Argument(help="Run, study or comparison directory.", show_default=False)],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+) -> None:
+    """Show the report of a directory in the browser, served on this machine alone; written first if need be."""
+    from stillhouse.cli.open import open_folder
+
+    open_folder(directory, port=port, browser=not no_browser)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from rich.table import Table
 from stillhouse.cli.commands import INTERRUPTED
 from stillhouse.errors import OutputError, RecipeError
 from stillhouse.recipe_io import load_recipe
+from stillhouse.report.study import render_study_report
 from stillhouse.run_directory import write_json_atomic, write_text_atomic
 from stillhouse.study.analysis.analyse import Analysis, analyse
 from stillhouse.study.analysis.wording import arm_name
@@ -61,6 +62,7 @@ def run_config(config: StudyConfig, path: Path, options: StudyOptions) -> None:
             console.print(name, markup=False, highlight=False, soft_wrap=True)
         return
     outcome = run_study(plan, base_dir=base_dir, view=view, retry_failed=options.retry_failed, estimate=estimate)
+    _keep_study(config, path, outcome.folder)
     _finish(outcome, path, console)
 
 
@@ -114,6 +116,15 @@ def _keep_file(path: Path, config: StudyConfig) -> None:
         write_text_atomic(path, header + config.to_yaml())
 
 
+def _keep_study(config: StudyConfig, path: Path, folder: Path) -> None:
+    """Keep the study beside its results, so that whoever has these can repeat it; a file of other origin stays."""
+    kept, ours = folder / STUDY_NAME, "# A copy, kept by `stillhouse study`"
+    if kept.exists() and not kept.read_text(encoding="utf-8").startswith(ours):
+        return
+    moved = config.model_copy(update={"base": os.path.relpath(path.parent / config.base, folder)})
+    write_text_atomic(kept, f"{ours} {path.name}, which replaces it each time.\n{moved.to_yaml()}")
+
+
 def _sizes(base_dir: Path) -> Any:
     from stillhouse.study.sizes import model_sizes
 
@@ -123,11 +134,13 @@ def _sizes(base_dir: Path) -> Any:
 def _finish(outcome: StudyOutcome, path: Path, console: Console) -> None:
     console.print(results_table(outcome.result))
     _analyse(outcome, console)
+    page = render_study_report(outcome.folder)
     command = f"stillhouse study {path}"
     if outcome.interrupted:
         console.print(f"stopped; `{command}` goes on from here", markup=False, highlight=False, soft_wrap=True)
         sys.exit(INTERRUPTED)
     console.print(f"results: {outcome.folder / 'study_result.json'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report:  {page}", markup=False, highlight=False, soft_wrap=True)
     if outcome.num_failed:
         console.print(
             f"{outcome.num_failed} runs failed; `{command} --retry-failed` tries them again",

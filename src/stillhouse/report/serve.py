@@ -52,8 +52,7 @@ class ReportServer(ThreadingHTTPServer):
             raise OutputError(f"{folder}: cannot be opened ({error.strerror})") from error
         try:
             super().__init__((HOST, port), _Handler)
-        except OSError as error:
-            os.close(self.root)
+        except OSError as error:  # the base class has closed the server, and with it the folder
             raise OutputError(f"port {port}: cannot be used ({error.strerror}); choose another --port") from error
 
     @property

@@ -16,13 +16,13 @@ from stillhouse.report.study_learning import learning_charts, samples
 from stillhouse.report.study_scaling import scaling_charts
 from stillhouse.report.study_tables import (
     cell_table,
+    change_table,
     commands,
     crossover_table,
     gain_tables,
     ratio_tables,
     run_rows,
     score_table,
-    slope_table,
 )
 from stillhouse.report.study_words import claims, signs, study_headline
 from stillhouse.report.text import count, duration, flops
@@ -53,8 +53,9 @@ def render_study_report(study_dir: Path) -> Path:
         sizes=[*scaling_charts(analysis, arms), *gain_charts(analysis, arms)],
         cells=cell_table(arms),
         gains=gain_tables(analysis, arms),
-        crossovers=crossover_table(analysis, arms) if arms.baseline is not None else None,
-        changes=slope_table(analysis, arms),
+        crossovers=crossover_table(analysis, arms),
+        score_crossovers=crossover_table(analysis, arms, scores=True),
+        changes=change_table(analysis, arms),
         ladders=ladder_charts(analysis, arms),
         domains=domain_charts(analysis, arms),
         ratios=ratio_tables(analysis, arms),

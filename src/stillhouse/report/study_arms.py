@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stillhouse.report.text import shorten
+
 Json = Mapping[str, Any]
 ArmKey = tuple[str | None, str | None, tuple[tuple[str, str], ...]]
 
+MAX_LABEL = 40
 COLORS = ("@student", "@run2", "@run3", "@run4", "@run5", "@teacher")
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
@@ -41,6 +44,7 @@ class Arms:
         for cell in analysis["cells"]:
             self._cells.setdefault(key_of(cell["arm"]), []).append(cell)
         self.baseline: str | None = analysis["baseline"]
+        self.baseline_name = shorten(self.baseline, MAX_LABEL)
         methods = list(dict.fromkeys(method for method, _, _ in self._cells))
         self._by_method = len(methods) > 1
         teachers = list(dict.fromkeys(teacher for _, teacher, _ in self._cells))
@@ -52,8 +56,11 @@ class Arms:
             kind = key[0] if self._by_method else key
             color = palette.setdefault(kind, COLORS[(len(palette) - (self.baseline is not None)) % len(COLORS)])
             step = 0 if key[:1] + key[2:] in self._twins else teachers.index(key[1])
+            name = self._name(key, many_teachers=self.many_teachers, place=place)
+            taken = [style.name for style in self._styles.values()]
             self._styles[key] = ArmStyle(
-                name=self._name(key, many_teachers=self.many_teachers, place=place),
+                # Long labels may be alike in all that is shown of them.
+                name=name if name not in taken or key[:1] + key[2:] in self._twins else f"{name} ({place + 1})",
                 color=color,
                 dash=DASHES[step % len(DASHES)],
                 symbol=SYMBOLS[step % len(SYMBOLS)],
@@ -105,7 +112,7 @@ class Arms:
         if teacher is not None and many_teachers and key[:1] + key[2:] not in self._twins:
             parts.append(teacher if method is None else f"{teacher} teacher")
         parts += [f"{axis} {label}" for axis, label in group]
-        return ", ".join(parts) or f"arm {place + 1}"
+        return ", ".join(shorten(part, MAX_LABEL) for part in parts) or f"arm {place + 1}"
 
     def _find_twins(self, costs: Sequence[Json]) -> set[Any]:
         """Method and group of arms that are the same under every teacher, or were run under one and spent nothing on it."""
@@ -123,4 +130,4 @@ class Arms:
 
 def group_title(title: str, group: Sequence[tuple[str, str]]) -> str:
     """A chart's title with the group that it shows: ``Gain by data size, student small``."""
-    return ", ".join([title, *(f"{axis} {label}" for axis, label in group)])
+    return ", ".join([title, *(shorten(f"{axis} {label}", MAX_LABEL) for axis, label in group)])

@@ -57,7 +57,7 @@ def _gains_by_size(chart_id: str, group: Any, gains: Sequence[Json], arms: Arms)
         traces.append(
             points(arms.style(key), x, [g["difference"] for g in found], at_rows(found), "lines+markers", thin=True)
         )
-    title = group_title(f"Gain over {arms.baseline} by data size", group)
+    title = group_title(f"Gain over {arms.baseline_name} by data size", group)
     return _gain_chart(chart_id, title, gains, arms, {"data": traces, "layout": layout})
 
 
@@ -72,7 +72,7 @@ def _gains_by_arm(chart_id: str, group: Any, gains: Sequence[Json], arms: Arms) 
     for label, gain in zip(labels, shown, strict=True):
         style = arms.style(key_of(gain["arm"]))
         traces.append(points(style, [gain["difference"]], [label], [""], "markers", across=True))
-    title = group_title(f"Gain over {arms.baseline}", group)
+    title = group_title(f"Gain over {arms.baseline_name}", group)
     return _gain_chart(chart_id, title, gains, arms, {"data": traces, "layout": layout})
 
 
@@ -88,7 +88,7 @@ def _gain_chart(chart_id: str, title: str, gains: Sequence[Json], arms: Arms, fi
         for g in gains
     ]
     numbers = table(
-        f"Gain over {arms.baseline} in {NATS}, paired by seed, with 95 % Student-t interval; above 0 the method is better.",
+        f"Gain over {arms.baseline_name} in {NATS}, paired by seed, with 95 % Student-t interval; above 0 the method is better.",
         ["Arm", "Rows", "Gain (95 % interval)", "Reading", "Seeds"],
         rows,
     )
@@ -116,7 +116,7 @@ def ladder_charts(analysis: Json, arms: Arms) -> list[Chart]:
             charts.append(
                 _ladder(
                     f"ladder-{place}",
-                    group_title(f"Gain over {arms.baseline} by the teacher's strength", group),
+                    group_title(f"Gain over {arms.baseline_name} by the teacher's strength", group),
                     found,
                     arms,
                 )
@@ -145,7 +145,7 @@ def _ladder(chart_id: str, title: str, gains: Sequence[Json], arms: Arms) -> Cha
         traces.append(points(style, x, y, where, "lines+markers", thin=True, line_dash=style.dash))
     ranked = sorted(gains, key=lambda g: (g["arm"]["method"], g["rows"] or 0.0, -float(g["teacher_nll"])))
     numbers = table(
-        f"Gain over {arms.baseline} in {NATS} beside the NLL of the teacher itself (lower is stronger).",
+        f"Gain over {arms.baseline_name} in {NATS} beside the NLL of the teacher itself (lower is stronger).",
         ["Arm", "Rows", "Teacher's NLL", "Gain (95 % interval)", "Gap recovered"],
         [
             (
@@ -175,7 +175,7 @@ def domain_charts(analysis: Json, arms: Arms) -> list[Chart]:
             found = [d for d in analysis["domain_gains"] if d["size"] == size and key_of(d["arm"]) in keys]
             if len({d["domain"] for d in found}) > 1:
                 words = "" if size is None else f" with the {'least' if place == 0 else 'most'} data ({size})"
-                title = group_title(f"Gain over {arms.baseline} by domain{words}", group)
+                title = group_title(f"Gain over {arms.baseline_name} by domain{words}", group)
                 charts.append(_domains(f"domains-{group_place}-{place}", title, found, arms))
     return charts
 
@@ -201,7 +201,7 @@ def _domains(chart_id: str, title: str, gains: Sequence[Json], arms: Arms) -> Ch
         traces.append(trace | {"offsetgroup": str(len(traces)), "orientation": "h"})
     rows = [(g["domain"], arms.name(g["arm"]), interval(g["difference"]), _verdict(g["difference"])) for g in gains]
     numbers = table(
-        f"Gain over {arms.baseline} by domain in {NATS}, paired by seed, with 95 % Student-t interval.",
+        f"Gain over {arms.baseline_name} by domain in {NATS}, paired by seed, with 95 % Student-t interval.",
         ["Domain", "Arm", "Gain (95 % interval)", "Reading"],
         sorted(rows, key=lambda row: domains.index(row[0]) if row[0] in domains else MAX_DOMAINS),
         num_words=2,

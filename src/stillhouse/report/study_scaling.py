@@ -95,7 +95,7 @@ def _bands(crossings: Sequence[Json], arms: Arms) -> tuple[list[Figure], str]:
         if cross["size"] is None:
             continue
         whole = {"xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
-        words = f"{style.name} stops beating {arms.baseline} at about {count(rounded(cross['size']))} rows"
+        words = f"{style.name} stops beating {arms.baseline_name} at about {count(rounded(cross['size']))} rows"
         if cross["quantiles"] is not None:
             low, _, high = cross["quantiles"]
             band = {"type": "rect", "x0": low, "x1": high, "fillcolor": style.color, "opacity": 0.13}

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from stillhouse.report.study_arms import Arms, key_of
 from stillhouse.report.study_data import STUDY_NAME, StudyData
-from stillhouse.report.study_marks import MAX_GROUPS, NATS
+from stillhouse.report.study_marks import MAX_GROUPS, NATS, rounded
 from stillhouse.report.table import Table, interval, stacked, table
 from stillhouse.report.text import clip, count, number, share
 
@@ -52,7 +52,7 @@ def gain_tables(analysis: Json, arms: Arms) -> list[Table]:
             by_arm.setdefault(arms.name(gain["arm"]), {})[gain["rows"]] = gain["difference"]
         rows = [(name, *(stacked(cells.get(size)) for size in sizes)) for name, cells in by_arm.items()]
         caption = (
-            f"Gain over {arms.baseline} in {NATS} by training rows, and under it the 95 % Student-t interval of the "
+            f"Gain over {arms.baseline_name} in {NATS} by training rows, and under it the 95 % Student-t interval of the "
             "differences, paired by seed. Above 0 the arm is better."
         )
         if rows:
@@ -60,32 +60,37 @@ def gain_tables(analysis: Json, arms: Arms) -> list[Table]:
     return tables
 
 
-def crossover_table(analysis: Json, arms: Arms) -> Table | None:
-    """Where each arm stops beating the baseline, always beside the share of resamples that never cross."""
+def crossover_table(analysis: Json, arms: Arms, *, scores: bool = False) -> Table | None:
+    """Where each arm stops beating the baseline, always beside the share of resamples that never cross.
+
+    By NLL, or by the other ``scores``; None where there is nothing to say.
+    """
     rows = [
         (
             arms.name(found["arm"]),
-            "NLL" if found["metric"] == "nll" else f"1 − {found['metric']}",
+            *([str(found["metric"])] if scores else []),
             _crossing(found["crossover"]),
-            "–" if found["tokens"] is None else count(float(f"{found['tokens']:.3g}")),
+            "–" if found["tokens"] is None else count(rounded(found["tokens"])),
             _range(found["crossover"]),
             share(found["crossover"]["fraction_without_root"]),
             "fit" if found["crossover"]["how"] == "fit" else "straight lines",
         )
         for found in analysis["crossovers"]
+        if (found["metric"] != "nll") == scores
     ]
-    columns = ["Arm", "Loss", "Crossover at rows", "Tokens", "Over resampled seeds", "Never cross", "Curves"]
+    metric = ["Metric"] if scores else []
+    columns = ["Arm", *metric, "Crossover at rows", "Tokens", "Over resampled seeds", "Never cross", "Curves"]
     caption = (
-        f"Where the advantage over {arms.baseline} ends. “Never cross” is the share of resampled seeds without a "
+        f"Where the advantage over {arms.baseline_name} ends. “Never cross” is the share of resampled seeds without a "
         "crossing; with fewer than 8 seeds the range is no 95 % interval."
     )
-    return table(caption, columns, rows, num_words=2) if rows else None
+    return table(caption, columns, rows, num_words=1 + scores) if rows else None
 
 
 def _crossing(found: Json) -> str:
     if found["size"] is not None:
-        return count(float(f"{found['size']:.3g}")) + (" (extrapolated)" if found["extrapolated"] else "")
-    low, high = (count(float(f"{v:.3g}")) for v in found["searched"])
+        return count(rounded(found["size"])) + (" (extrapolated)" if found["extrapolated"] else "")
+    low, high = (count(rounded(v)) for v in found["searched"])
     words = {
         "method_ahead": "none: ahead",
         "baseline_ahead": "none: behind",
@@ -99,26 +104,23 @@ def _range(found: Json) -> str:
     if found["quantiles"] is None:
         return "–"
     low, _, high = found["quantiles"]
-    return f"{count(float(f'{low:.3g}'))} to {count(float(f'{high:.3g}'))} ({found['interval_kind']})"
+    return f"{count(rounded(low))} to {count(rounded(high))} ({found['interval_kind']})"
 
 
-def slope_table(analysis: Json, arms: Arms) -> Table | None:
+def change_table(analysis: Json, arms: Arms) -> Table | None:
     """How each gain moves with the data, and what a stronger teacher changes."""
-    rows = [
-        (arms.name(s["arm"]), f"{s['num_sizes']} sizes", "2.7 times (an e-fold) more data", interval(s["slope"]))
-        for s in analysis["slopes"]
-    ]
+    rows = [(arms.name(s["arm"]), "2.7 times (an e-fold) more data", stacked(s["slope"])) for s in analysis["slopes"]]
     rows += [
         (
             ", ".join([str(step["method"]), *(f"{axis} {label}" for axis, label in _pairs(step["group"]))]),
-            "–" if step["size"] is None else str(step["size"]),
-            f"teacher {step['stronger']} instead of {step['weaker']} (better by {number(step['nll_step'], 3)})",
-            interval(step["difference"]),
+            f"teacher {step['stronger']} instead of {step['weaker']}, better by {number(step['nll_step'], 3)}"
+            + ("" if step["size"] is None else f", size {step['size']}"),
+            stacked(step["difference"]),
         )
         for step in analysis["teacher_steps"]
     ]
     caption = f"What changes the gain, and by how much, in {NATS}, paired by seed, with 95 % Student-t interval."
-    return table(caption, ["Method", "Size", "Change", "Effect (95 % interval)"], rows, num_words=3) if rows else None
+    return table(caption, ["Method", "Change", "Effect"], rows, num_words=2) if rows else None
 
 
 def score_table(analysis: Json, arms: Arms) -> Table | None:
@@ -127,7 +129,7 @@ def score_table(analysis: Json, arms: Arms) -> Table | None:
         (str(g["metric"]), arms.name(g["arm"]), g["size"] or "–", interval(g["difference"]), str(g["difference"]["n"]))
         for g in analysis["score_gains"]
     ]
-    caption = f"Gain over {arms.baseline} on other metrics (above 0 the method is better), paired by seed."
+    caption = f"Gain over {arms.baseline_name} on other metrics (above 0 the method is better), paired by seed."
     return (
         table(caption, ["Metric", "Arm", "Size", "Gain (95 % interval)", "Seeds"], rows, num_words=2) if rows else None
     )

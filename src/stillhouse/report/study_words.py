@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stillhouse.report.findings import NAME_LIMIT, Headline
+from stillhouse.report.findings import Headline
 from stillhouse.report.study_arms import Arms, key_of
 from stillhouse.report.text import clip, count, enumeration
 
@@ -44,13 +44,13 @@ def _title(analysis: Json, arms: Arms) -> str:
     gains = analysis["gains"]
     if not gains:
         return "This study has nothing to compare yet."
-    baseline = clip(arms.baseline, NAME_LIMIT)
+    baseline = arms.baseline_name
     if all(gain["difference"]["low"] is None for gain in gains):
         ahead = sum(gain["difference"]["mean"] > 0 for gain in gains)
         return f"Ahead of {baseline} in {ahead} of {len(gains)} comparisons, with one seed each: this may be chance."
     by_arm: dict[str, list[Json]] = {}
     for gain in gains:
-        by_arm.setdefault(clip(arms.name(gain["arm"]), NAME_LIMIT), []).append(gain)
+        by_arm.setdefault(arms.name(gain["arm"]), []).append(gain)
     if len(by_arm) > MAX_ARMS:
         return _ends(gains, baseline) or _count(gains, baseline)
     same: dict[str, list[str]] = {}

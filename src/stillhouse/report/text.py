@@ -9,6 +9,8 @@ MAX_LABEL = 28
 _FIRST_STRONG_ISOLATE, _POP_ISOLATE = "\u2068", "\u2069"
 # Control characters become their pictures, so that none is invisible and none breaks a page.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+# Embeddings and overrides would turn the sentence around them; right-to-left letters need none of these.
+_VISIBLE |= dict.fromkeys(range(0x202A, 0x202F), 0xFFFD)
 
 
 def clip(text: object, limit: int) -> str:
@@ -19,15 +21,19 @@ def clip(text: object, limit: int) -> str:
     return f"{shown[:limit].rstrip()} … [shortened, {len(shown) - limit:,} more characters]"
 
 
+def shorten(text: object, limit: int) -> str:
+    """Return one line of at most ``limit`` characters; a cut one ends in an ellipsis."""
+    line = " ".join(str(text).translate(_VISIBLE).split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
 def chart_label(text: object, limit: int = MAX_LABEL) -> str:
     """Return one short line for a Plotly label.
 
     Plotly reads tags (<b>, <a>) and entities in labels, so markup is escaped; the direction of
     right-to-left text is kept from spreading over its neighbors.
     """
-    line = " ".join(str(text).translate(_VISIBLE).split())
-    if len(line) > limit:
-        line = line[: limit - 1].rstrip() + "…"
+    line = shorten(text, limit)
     return f"{_FIRST_STRONG_ISOLATE}{html.escape(line, quote=False)}{_POP_ISOLATE}"
 
 
