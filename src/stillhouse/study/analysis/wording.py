@@ -50,5 +50,5 @@ def arm_name(arm: Arm) -> str:
 
 
 def at_size(gain: Gain) -> str:
-    """``at 64 rows``, or nothing in a study without sizes."""
-    return "" if gain.rows is None else f"at {rows_text(gain.rows)}"
+    """``at 1,024 rows``, as exact as it was run, or nothing in a study without sizes."""
+    return "" if gain.rows is None else f"at {gain.rows:,.0f} rows"
