@@ -126,6 +126,10 @@ class TeacherConfig(ModelConfig):
     """`4bit` needs the extra `quantization` (bitsandbytes)."""
 
 
+class ReferenceConfig(ModelConfig):
+    """The reference of a DoReMi proxy, as it is loaded."""
+
+
 class DepthConfig(Config):
     layers: int = Field(ge=1)
     """Decoder layers to keep."""
@@ -381,6 +385,50 @@ class SequenceKDObjective(Config):
         return 1.0, 0.0
 
 
+class TEDObjective(DistillationObjective):
+    """TED (Liang et al. 2023, arXiv 2210.01351): besides CE and KL, layers of the student follow layers of the teacher.
+
+    Filters are first trained on the task alone, then the student's filtered layers are pulled towards the
+    teacher's by MSE. Filters are no part of the saved model.
+    """
+
+    type: Literal["ted"]
+    mixing: MixingConfig = AdditiveMixing(type="additive", gamma=1.0)
+    temperature: PositiveFloat = 2.0
+    mse_weight: float = Field(default=10.0, gt=0)
+    """Weight of the MSE, a mean over tokens and features; its authors tune it from 10 to 7,500."""
+    filters: int | None = Field(default=None, ge=1)
+    """Layers that are aligned, evenly spaced in both models; None: as many as the smaller one has, at most 12."""
+    filter_steps: int = Field(default=100, ge=1)
+    """Steps on the task loss that each side's filters get beforehand, with frozen models (stage I)."""
+    filter_learning_rate: PositiveFloat = 1e-3
+    """Peak rate of the filters in both stages."""
+    mlp_features: int | None = Field(default=None, ge=1)
+    """Width of a hidden layer in each filter; None: filters are linear."""
+
+
+class DoReMiProxyObjective(Config):
+    """DoReMi's second step (Xie et al. 2023, arXiv 2305.10429): a proxy trained by group DRO, which finds domain weights.
+
+    The weights go to `doremi_weights.json` of the run, for `mixture: {type: doremi}` of another run.
+    """
+
+    type: Literal["doremi_proxy"]
+    reference: str = Field(min_length=1)
+    """The reference, trained by `sft` on the same domains: its run directory, or a model as in `student.path`."""
+    eta: PositiveFloat = 1.0
+    """Step size of the weights."""
+    smoothing: float = Field(default=1e-3, ge=0, le=1)
+    """Share of the weights that is uniform."""
+    convention: Literal["paper", "repository"] = "paper"
+    """`repository`: the average includes the initial weights, and a domain before its first appearance counts with ln V."""
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """(weight of CE, weight of the divergence)."""
+        return 1.0, 0.0
+
+
 class UldMethod(Config):
     """ULD (Boizard 2024, arXiv 2402.12030): the sorted probabilities of both models are compared."""
 
@@ -418,7 +466,13 @@ class CrossTokenizerObjective(Config):
 
 
 ObjectiveConfig = Annotated[
-    SFTObjective | KDObjective | GKDObjective | SequenceKDObjective | CrossTokenizerObjective,
+    SFTObjective
+    | KDObjective
+    | GKDObjective
+    | SequenceKDObjective
+    | TEDObjective
+    | DoReMiProxyObjective
+    | CrossTokenizerObjective,
     Field(discriminator="type"),
 ]
 
@@ -502,6 +556,14 @@ class FixedMixture(IntervalMixture):
     """Weight per domain; they sum to 1, and 0 leaves a domain out."""
 
 
+class DoReMiMixture(IntervalMixture):
+    """The weights that a DoReMi proxy found (arXiv 2305.10429), fixed for the run."""
+
+    type: Literal["doremi"]
+    weights_from: str = Field(min_length=1)
+    """Run directory of the proxy, or its `doremi_weights.json`."""
+
+
 class DDKMixture(FollowingMixture):
     """Domains in which the student lags its teacher more are drawn more (DDK, arXiv 2407.16154, Eq. 1 and 2)."""
 
@@ -517,7 +579,8 @@ class UnsmoothedDDKMixture(FollowingMixture):
 
 
 MixtureConfig = Annotated[
-    ProportionalMixture | EqualMixture | FixedMixture | DDKMixture | UnsmoothedDDKMixture, Field(discriminator="type")
+    ProportionalMixture | EqualMixture | FixedMixture | DoReMiMixture | DDKMixture | UnsmoothedDDKMixture,
+    Field(discriminator="type"),
 ]
 
 
@@ -741,7 +804,7 @@ class Recipe(Config):
                     raise ValueError(
                         f"stages.{i}.mixture.type={stage.mixture.type} compares the student with a teacher; add `teacher`"
                     )
-                if not isinstance(stage.objective, SFTObjective):
+                if not isinstance(stage.objective, SFTObjective | DoReMiProxyObjective):
                     raise ValueError(
                         f"stages.{i}.objective.type={stage.objective.type} needs a teacher; "
                         "add `teacher: {path: ...}` or use type: sft"
@@ -753,6 +816,28 @@ class Recipe(Config):
             if isinstance(self.student, PrunedStudent) and self.student.source is None:
                 raise ValueError(
                     "student.type=pruned prunes the teacher, and there is none; add `teacher` or `student.source`"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _ted_and_doremi(self) -> Recipe:
+        for i, stage in enumerate(self.stages):
+            field = f"stages.{i}"
+            if isinstance(stage.objective, TEDObjective):
+                if self.teacher is not None and self.teacher.source != "live":
+                    raise ValueError(
+                        f"{field}.objective.type=ted reads the teacher's layers, which teacher.source="
+                        f"{self.teacher.source} does not have; use source: live"
+                    )
+                if self.parallel.strategy == "fsdp":
+                    raise ValueError(
+                        f"{field}.objective.type=ted trains its filters on whole copies of the student; "
+                        "use parallel.strategy: ddp"
+                    )
+            if isinstance(stage.objective, DoReMiProxyObjective) and isinstance(stage.mixture, FollowingMixture):
+                raise ValueError(
+                    f"{field}.mixture.type={stage.mixture.type}: a proxy weighs domains by the shares in which they are "
+                    "drawn, so these must not move; use proportional, equal, fixed or doremi"
                 )
         return self
 

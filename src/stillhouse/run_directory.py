@@ -1,8 +1,9 @@
 """The run directory: the only interface between commands.
 
 ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl`` (append-only),
-``checkpoints/``, ``generated/`` (what a teacher wrote for sequence-level KD), ``initial/`` (a pruned student before training), ``model/``,
-``evaluation/*.json``, ``result.json`` (written last, atomically) and ``report.html``.
+``checkpoints/``, ``generated/`` (what a teacher wrote for sequence-level KD), ``initial/`` (a pruned
+student before training), ``model/``, ``evaluation/*.json``, ``doremi_weights.json`` (of a DoReMi proxy),
+``result.json`` (written last, atomically) and ``report.html``.
 A directory with ``result.json`` is done; one without can be resumed.
 """
 
@@ -28,6 +29,7 @@ OWNED = (
     "initial",
     "model",
     "evaluation",
+    "doremi_weights.json",
     "result.json",
     "report.html",
     "tracker",

@@ -10,6 +10,7 @@ from stillhouse.divergence.hidden_state import (
     Filter,
     alignment_loss,
     filter_task_loss,
+    filtered,
     layer_map,
     make_filters,
     masked_mse,
@@ -42,7 +43,8 @@ def test_mse_of_methods_section_7() -> None:
 
 def test_alignment_loss_with_an_identity_student_filter() -> None:
     students = nn.ModuleList([Filter(2, 2, generator=generator())])
-    value = alignment_loss([H_STUDENT], [H_TEACHER], students, nn.ModuleList([teacher_filter()]))
+    goals = filtered([H_TEACHER], nn.ModuleList([teacher_filter()]))
+    value = alignment_loss([H_STUDENT], goals, students)
     assert value.item() == 1.5
 
 
@@ -53,7 +55,7 @@ def test_alignment_loss_averages_over_layers_and_trains_the_student_side_only() 
         teachers.append(teacher_filter())
     far, near = H_STUDENT.clone().requires_grad_(), torch.tensor([[3.0, 2.0], [1.0, 2.0]], requires_grad=True)
     goal = H_TEACHER.clone().requires_grad_()
-    value = alignment_loss([far, near], [goal, goal], students, teachers)
+    value = alignment_loss([far, near], filtered([goal, goal], teachers), students)
     assert value.item() == 0.75  # (1.5 + 0) / 2
     value.backward()
     assert far.grad is not None

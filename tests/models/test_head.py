@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from stillhouse.errors import ModelError
 from stillhouse.models.head import (
     apply_head,
     decoder_layers,
+    final_norm,
     probe_batch,
     recorded_layers,
     split_model,
@@ -101,6 +104,29 @@ def test_recorded_layers_are_the_outputs_of_the_layers() -> None:
     torch.testing.assert_close(model.model.norm(outputs[3]), reference[4])
     with pytest.raises(ModelError, match=r"layer 4: .* layers 0 to 3"), recorded_layers(model, (4,)):
         pass
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_final_norm_reads_a_layer_as_the_head_gets_it(family: str) -> None:
+    model = family_model(family)
+    batch, parts = probe_batch(model), split_model(model)
+    with torch.no_grad(), recorded_layers(model, [3]) as outputs:
+        expected = parts.hidden(batch)
+    torch.testing.assert_close(final_norm(model)(outputs[3])[batch.predictor_mask], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_whose_norm_is_not_all_that_follows_its_layers_is_refused() -> None:
+    model = family_model("llama")
+    plain = model.model.forward
+
+    def doubled(**arguments: Any) -> Any:
+        output = plain(**arguments)
+        output.last_hidden_state = 2 * output.last_hidden_state
+        return output
+
+    model.model.forward = doubled
+    with pytest.raises(ModelError, match="LlamaForCausalLM: no final norm found"):
+        final_norm(model)
 
 
 def test_models_without_a_linear_head_or_layers_are_refused() -> None:

@@ -64,6 +64,21 @@ def test_layers_are_taken_at_the_same_positions() -> None:
     torch.testing.assert_close(targets.layers[0], states[1][batch.predictor_mask])
 
 
+@pytest.mark.parametrize("kept", [None, torch.arange(1, VOCAB, 2)])
+def test_the_last_layer_read_alone_is_the_model_itself(kept: torch.Tensor | None) -> None:
+    model = family_model("llama")
+    teacher = LiveTeacher(model, vocabulary_map=kept, vocab_size=VOCAB if kept is None else len(kept))
+    batch = probe_batch(model)
+    batch = batch if kept is None else replace(batch, input_ids=batch.input_ids % len(kept))
+    targets = teacher.targets(batch, (3,))
+    hidden = targets.layers[3].clone().requires_grad_()
+    read = apply_head(teacher.reader()(hidden))
+    torch.testing.assert_close(read, apply_head(targets.projection), rtol=1e-4, atol=1e-5)
+    read.sum().backward()
+    assert hidden.grad is not None
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_padding_is_never_seen() -> None:
     model = family_model("qwen2")
     batch = probe_batch(model)

@@ -10,12 +10,25 @@ model, so an exported student has none. Teacher and student share the tokenizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from stillhouse.errors import RecipeError
 from stillhouse.randomness import torch_generator
+from stillhouse.teachers.protocol import Projection
+
+
+@dataclass(frozen=True)
+class HiddenTargets:
+    """A teacher's full distribution at N positions, and what its layers should look like there.
+
+    ``goals``: M tensors [N, d_f], the filtered outputs of its chosen layers.
+    """
+
+    projection: Projection
+    goals: tuple[Tensor, ...]
 
 
 def layer_map(num_filters: int, num_layers: int) -> tuple[int, ...]:
@@ -28,7 +41,9 @@ def layer_map(num_filters: int, num_layers: int) -> tuple[int, ...]:
     """
     assert num_filters >= 1
     if num_filters > num_layers:
-        raise RecipeError(f"filters={num_filters}: the model has only {num_layers} layers; use at most {num_layers}")
+        raise RecipeError(
+            f"objective.filters={num_filters}: the model has only {num_layers} layers; use at most {num_layers}"
+        )
     return tuple((2 * k * num_layers + num_filters) // (2 * num_filters) for k in range(1, num_filters + 1))
 
 
@@ -106,23 +121,25 @@ def masked_mse(
 
 def alignment_loss(
     student_hidden: Sequence[Tensor],
-    teacher_hidden: Sequence[Tensor],
+    goals: Sequence[Tensor],
     student_filters: nn.ModuleList,
-    teacher_filters: nn.ModuleList,
     *,
     mask: Tensor | None = None,
     normaliser: float | Tensor | None = None,
 ) -> Tensor:
     """Stage II: 1/M sum_k MSE(F^S_k(h^S_k), F^T_k(h^T_k)), a float32 scalar; the teacher's side gets no gradient.
 
-    ``student_hidden``: M tensors [N, d_S]; ``teacher_hidden``: M tensors [N, d_T], already those of
-    :func:`layer_map`; ``mask`` and ``normaliser`` as in :func:`masked_mse`.
+    ``student_hidden``: M tensors [N, d_S]; ``goals``: M tensors [N, d_f] of :func:`filtered`, from the
+    teacher's layers of :func:`layer_map`; ``mask`` and ``normaliser`` as in :func:`masked_mse`.
     """
-    losses = []
-    for h_student, h_teacher, student, teacher in zip(
-        student_hidden, teacher_hidden, student_filters, teacher_filters, strict=True
-    ):
-        with torch.no_grad():
-            goal = teacher(h_teacher)
-        losses.append(masked_mse(student(h_student), goal, mask, normaliser=normaliser))
+    losses = [
+        masked_mse(student(h), goal.detach(), mask, normaliser=normaliser)
+        for h, goal, student in zip(student_hidden, goals, student_filters, strict=True)
+    ]
     return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def filtered(hidden: Sequence[Tensor], filters: nn.ModuleList) -> tuple[Tensor, ...]:
+    """What frozen filters make of M layer outputs [N, d]: M tensors [N, d_f]."""
+    return tuple(each(h) for h, each in zip(hidden, filters, strict=True))

@@ -62,6 +62,7 @@ class ObjectiveOutput:
     ce_grad_square, kd_grad_square: scalars, the sum over tokens and vocabulary of the squared weighted
         gradients at the student's final logits, before the normaliser; 0 where a term has no weight
         or no gradient was asked for.
+    mse: scalar, TED's hidden-state loss divided by the normaliser, before its weight; None elsewhere.
     """
 
     loss: Tensor
@@ -72,6 +73,7 @@ class ObjectiveOutput:
     top1_agreement: Tensor | None
     ce_grad_square: Tensor
     kd_grad_square: Tensor
+    mse: Tensor | None = None
 
 
 def summarise(stats: Statistics, terms: ObjectiveTerms, normaliser: float | Tensor) -> ObjectiveOutput:

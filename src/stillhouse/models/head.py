@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LAYER_LIST_NAMES = ("layers", "h", "blocks")
+FINAL_NORM_NAMES = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,34 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
             if isinstance(layers, nn.ModuleList):
                 return layers
     raise ModelError(f"{type(model).__name__}: no list of decoder layers found ({', '.join(LAYER_LIST_NAMES)})")
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """Return the module between the last decoder layer and the head, which reads any layer's output as the last one's.
+
+    Raises ModelError when there is none, or when it alone does not turn the last layer's output into
+    what the head gets (checked on one batch).
+    """
+    parts = split_model(model)
+    for parent in (parts.backbone, getattr(parts.backbone, "decoder", None)):
+        for name in FINAL_NORM_NAMES:
+            norm = getattr(parent, name, None)
+            if isinstance(norm, nn.Module) and _follows_the_layers(model, parts, norm):
+                return norm
+    raise ModelError(
+        f"{type(model).__name__}: no final norm found between its decoder layers and its head "
+        f"({', '.join(FINAL_NORM_NAMES)}), so its layers cannot be read on their own; choose another model family"
+    )
+
+
+def _follows_the_layers(model: PreTrainedModel, parts: CausalParts, norm: nn.Module) -> bool:
+    last = len(decoder_layers(model)) - 1
+    with _evaluation_mode(model):
+        with recorded_layers(model, [last]) as outputs:
+            states = parts.states(probe_batch(model))
+        read = norm(outputs[last])
+    tolerance = 1e-4 if parts.head.weight.dtype == torch.float32 else 3e-2
+    return torch.allclose(read.float(), states.float(), rtol=tolerance, atol=tolerance * states.abs().max().item())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.errors import MissingDependencyError, ModelError
 from stillhouse.models.gguf import converted_folder, find_package_gguf
 from stillhouse.models.quiet import quiet_transformers
-from stillhouse.recipe import ModelConfig, PretrainedStudent, TeacherConfig
+from stillhouse.recipe import ModelConfig, PretrainedStudent, ReferenceConfig, TeacherConfig
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,8 @@ def recipe_field(config: ModelConfig) -> str:
     """Return the dotted recipe field whose value is ``config.path``."""
     if isinstance(config, TeacherConfig):
         return "teacher.path"
+    if isinstance(config, ReferenceConfig):
+        return "objective.reference"
     return "student.path" if isinstance(config, PretrainedStudent) else "student.source.path"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stillhouse.data.batch import Batch
 from stillhouse.errors import ModelError
-from stillhouse.models.head import recorded_layers, split_model
-from stillhouse.teachers.protocol import DenseTargets
+from stillhouse.models.head import final_norm, recorded_layers, split_model
+from stillhouse.teachers.protocol import DenseTargets, Projection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,3 +71,16 @@ class LiveTeacher:
         projection = replace(self._parts.projection(hidden), weight=self._weight, bias=self._bias)
         selected = batch.predictor_mask
         return DenseTargets(projection, {index: output[selected] for index, output in outputs.items()})
+
+    def reader(self) -> Callable[[Tensor], Projection]:
+        """Return the function that reads layer outputs [N, H_t] through the frozen final norm and head [V*, H_t].
+
+        Gradients flow to its argument. Raises ModelError where the model has no such norm.
+        """
+        norm, dtype = final_norm(self.model), self._weight.dtype
+
+        def read(hidden: Tensor) -> Projection:
+            projection = self._parts.projection(norm(hidden.to(dtype)))
+            return replace(projection, weight=self._weight, bias=self._bias)
+
+        return read

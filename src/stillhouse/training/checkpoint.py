@@ -83,15 +83,19 @@ class Checkpoints:
                 )
         return state
 
-    def load(self, step: int, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
-        """Put a checkpoint's weights and moments into ``weights`` and ``optimizer``, in place."""
-        tensors = _tensors(weights, optimizer)
+    def load(self, step: int, weights: Weights, optimizer: torch.optim.Optimizer, *, prefix: str = "") -> None:
+        """Put a checkpoint's weights and moments into ``weights`` and ``optimizer``, in place.
+
+        ``prefix``: leave parameters whose name does not begin with it as they are.
+        """
+        tensors = _tensors(weights, optimizer, prefix)
         _dcp_load(tensors, self.path(step), self._world)
         weights.refresh()
 
-    def load_weights(self, step: int, weights: Weights) -> None:
-        """Put a checkpoint's weights alone into ``weights``."""
-        _dcp_load({f"model.{n}": p.detach() for n, p in weights.named().items()}, self.path(step), self._world)
+    def load_weights(self, step: int, weights: Weights, *, prefix: str = "") -> None:
+        """Put a checkpoint's weights alone into ``weights``; ``prefix`` as in :meth:`load`."""
+        named = {f"model.{n}": p.detach() for n, p in weights.named().items() if n.startswith(prefix)}
+        _dcp_load(named, self.path(step), self._world)
         weights.refresh()
 
     def prune(self, best: int | None) -> None:
@@ -103,10 +107,12 @@ class Checkpoints:
         self._world.barrier()
 
 
-def _tensors(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(weights: Weights, optimizer: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
     """A flat dictionary of the live tensors; loading writes into them."""
     result: dict[str, Tensor] = {}
     for name, parameter in weights.named().items():
+        if not name.startswith(prefix):
+            continue
         result[f"model.{name}"] = parameter.detach()
         moments = optimizer.state[parameter]
         if not moments:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from stillhouse.data.batch import Batch
-from stillhouse.data.batching import make_micro_batches
 from stillhouse.data.document import DocumentSet, Int64Array
 from stillhouse.errors import TrainingError
 from stillhouse.evaluation.nll import NLLReport
 from stillhouse.mixture.controller import MixtureController
 from stillhouse.randomness import derive_seed
 from stillhouse.recipe import StageConfig
+from stillhouse.training.batches import rank_share
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.distributed import World
 from stillhouse.training.interrupt import Interrupt
@@ -162,19 +162,7 @@ class StageLoop:
         return np.asarray(self.plan.documents(step), dtype=np.int64) if step < end else None
 
     def _share(self, documents: DocumentSet, indices: Int64Array) -> list[Batch]:
-        """This rank's micro-batches; every rank gets equally many, the last perhaps of weight zero."""
-        optimisation = self.stage.optimisation
-        batches = make_micro_batches(
-            documents,
-            indices,
-            micro_batch_tokens=optimisation.micro_batch_tokens,
-            layout=optimisation.layout,
-            pad_id=self.pad_id,
-        )
-        world = self.world
-        while len(batches) % world.size:
-            batches.append(batches[0].without_targets())
-        return batches[world.rank :: world.size]
+        return rank_share(documents, indices, self.stage.optimisation, pad_id=self.pad_id, world=self.world)
 
     def _record(self, outcome: StepOutcome, learning_rate: float) -> None:
         state = self.state
@@ -229,6 +217,8 @@ class StageLoop:
             state["mixture"] = self.mixture.state_dict()
         if self.rollouts is not None:
             state["rollouts"] = self.rollouts.state_dict()
+        if self.train_step.proxy is not None:
+            state["proxy"] = self.train_step.proxy.state_dict()
         weights, optimizer = self.train_step.weights, self.train_step.optimizer
         self.checkpoints.save(self.state.step, weights, optimizer, state)
         self.checkpoints.prune(self.state.best_step if self.cadence.patience is not None else None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -24,10 +25,11 @@ from stillhouse.mixture.validation_budget import (
     predict_overhead,
     split_driving_documents,
 )
-from stillhouse.mixture.weights import equal_weights, fixed_weights, proportional_weights
+from stillhouse.mixture.weights import FloatArray, equal_weights, fixed_weights, proportional_weights
 from stillhouse.recipe import (
     DDKMixture,
     DistillationObjective,
+    DoReMiMixture,
     EqualMixture,
     FixedMixture,
     FollowingMixture,
@@ -38,6 +40,7 @@ from stillhouse.recipe import (
 )
 from stillhouse.teachers.protocol import Teacher
 from stillhouse.training.distributed import World
+from stillhouse.training.doremi import read_weights
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def build_mixture(
     num_steps: int,
     *,
     seed: int,
+    base_dir: Path,
     driving: DocumentSet | None,
     student_score: TokenScorer,
     load_teacher: Callable[[], Teacher],
@@ -162,7 +166,7 @@ def build_mixture(
         num_steps=num_steps,
         tokens_per_step=stage.optimisation.batch_tokens,
     )
-    policy = _policy(stage, plan)
+    policy = _policy(stage, plan, base_dir)
     if driving is None:
         return MixtureController(policy, plan)
     measured_documents = driving
@@ -188,19 +192,35 @@ def build_mixture(
     return MixtureController(policy, plan, measurements=measurements, stop=stop)
 
 
-def _policy(stage: StageConfig, plan: IntervalPlan) -> Policy:
-    domains, tokens = plan.domains, plan.domain_tokens
-    match stage.mixture:
+def _policy(stage: StageConfig, plan: IntervalPlan, base_dir: Path) -> Policy:
+    domains, tokens, mixture = plan.domains, plan.domain_tokens, stage.mixture
+    if isinstance(mixture, DDKMixture):
+        return DDKPolicy(domains, tokens, alpha=mixture.alpha)
+    if isinstance(mixture, UnsmoothedDDKMixture):
+        return DDKPolicy(domains, tokens, smoothed=False)
+    return StaticPolicy(mixture.type, domains, constant_weights(mixture, domains, tokens, base_dir))
+
+
+def constant_weights(
+    mixture: ProportionalMixture | EqualMixture | FixedMixture | DoReMiMixture,
+    domains: Sequence[str],
+    tokens: Int64Array,
+    base_dir: Path,
+) -> FloatArray:
+    """The weights of a mixture that never moves, float64 [D]; ``tokens`` int64 [D] of the training set.
+
+    Raises RecipeError where the recipe or the proxy's file does not fit the domains.
+    """
+    match mixture:
         case ProportionalMixture():
-            return StaticPolicy("proportional", domains, proportional_weights(domains, tokens))
+            return proportional_weights(domains, tokens)
         case EqualMixture():
-            return StaticPolicy("equal", domains, equal_weights(domains, tokens))
+            return equal_weights(domains, tokens)
         case FixedMixture(weights=weights):
-            return StaticPolicy("fixed", domains, fixed_weights(weights, domains, tokens, where="mixture.weights"))
-        case DDKMixture(alpha=alpha):
-            return DDKPolicy(domains, tokens, alpha=alpha)
-        case UnsmoothedDDKMixture():
-            return DDKPolicy(domains, tokens, smoothed=False)
+            return fixed_weights(weights, domains, tokens, where="mixture.weights")
+        case DoReMiMixture(weights_from=path):
+            where = f"mixture.weights_from={path}"
+            return fixed_weights(read_weights(path, base_dir), domains, tokens, where=where)
 
 
 def _losses(report: NLLReport, domains: tuple[str, ...]) -> DomainLosses:

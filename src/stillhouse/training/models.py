@@ -47,6 +47,11 @@ class Student:
     other_tokenizer: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def pad_id(self) -> int:
+        """Padding is never a target and never seen, so any id serves where the tokenizer has none."""
+        return int(self.tokenizer.pad_token_id or 0)
+
     def load(self, dtype: torch.dtype, *, lora: bool = True) -> PreTrainedModel:
         """Load the untrained student; with fresh LoRA layers where the recipe asks for them."""
         model = load_model(self.config, dtype=dtype, base_dir=self.base_dir)

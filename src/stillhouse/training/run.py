@@ -21,12 +21,14 @@ from stillhouse.evaluation.diagnosis import diagnose, gap_closed
 from stillhouse.evaluation.suite import side_by_side
 from stillhouse.recipe import DistillationObjective, Recipe, SequenceKDObjective, StageConfig
 from stillhouse.run_directory import RunDirectory, write_json_atomic
+from stillhouse.training.context import StageContext
 from stillhouse.training.distributed import World, world
+from stillhouse.training.doremi import write_weights
 from stillhouse.training.evaluating import Evaluator, Measured
 from stillhouse.training.loop import LoopState
 from stillhouse.training.mixing import HeldOutSplit, split_held_out
 from stillhouse.training.models import Student, prepare_student
-from stillhouse.training.stage import StageContext, build_stage, label_with_teacher
+from stillhouse.training.stage import build_stage, label_with_teacher
 from stillhouse.training.stages import FinishedStage
 
 
@@ -91,6 +93,8 @@ class _Run:
             mixtures = [m for e in finished if (m := _mixture_result(e, split)) is not None]
             if mixtures:
                 result["mixture"] = mixtures[-1]
+            for stage in finished:
+                result |= {name: {"stage": stage.name, **found} for name, found in stage.method.items()}
             write_json_atomic(directory / "result.json", result)
         self._world.barrier()
         return RunOutcome(directory.path, state, result)
@@ -147,7 +151,10 @@ class _Run:
             built.save_model(context.directory, context.student)
         mixture = built.loop.mixture
         seconds = mixture.measured_seconds if mixture is not None and stage.name in split.budgets else None
-        return FinishedStage(stage.name, state, built.kept_step, seconds), state
+        method = built.method_result
+        if self._world.is_main and "doremi" in method:
+            write_weights(context.directory.path, method["doremi"])
+        return FinishedStage(stage.name, state, built.kept_step, seconds, method), state
 
     def _last_with_data(self, split: HeldOutSplit) -> StageConfig:
         """The stage whose weights are the model's."""

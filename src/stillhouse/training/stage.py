@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from stillhouse.data.batch import Batch
@@ -36,6 +36,7 @@ from stillhouse.recipe import (
     SequenceKDObjective,
     SFTObjective,
     StageConfig,
+    TEDObjective,
 )
 from stillhouse.rollout.generator import Generator, ModelGenerator
 from stillhouse.rollout.mode import evaluating
@@ -48,9 +49,11 @@ from stillhouse.teachers.server_generation import ServedGenerator
 from stillhouse.training.answers import refuse_plain_text
 from stillhouse.training.cached import cached_teacher, teacher_dtype, uses_cache
 from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.context import StageContext
 from stillhouse.training.cross_tokenizer import aligned_teacher
 from stillhouse.training.distributed import World
 from stillhouse.training.loop import Cadence, LoopState, StageLoop
+from stillhouse.training.methods import alignment, filter_training, proxy, teacher_shape
 from stillhouse.training.metrics import MetricsLog, forget_after, open_tracker
 from stillhouse.training.mixing import build_mixture, interval_steps_of, num_interval_steps
 from stillhouse.training.models import Student
@@ -62,8 +65,11 @@ from stillhouse.training.served import open_server
 from stillhouse.training.stages import FinishedStage
 from stillhouse.training.step import TrainStep
 from stillhouse.training.student import DistillationModule, shard_student
+from stillhouse.training.ted import FilterTraining, HiddenAlignment, HiddenTeacher, teacher_filters
 
 _EVALUATIONS_PER_RUN = 10
+MODEL_PREFIX = "model."
+"""Of the student's own parameters among those of the wrapped module."""
 
 
 @dataclass
@@ -75,6 +81,15 @@ class BuiltStage:
     dtype: torch.dtype
     resumed_from: int | None
     early_stopping: bool
+    filters: FilterTraining | None = None
+
+    @property
+    def method_result(self) -> dict[str, Any]:
+        """What only this stage's method found out, under its name, for ``result.json``."""
+        proxy = self.loop.train_step.proxy
+        if proxy is not None:
+            return {"doremi": proxy.result()}
+        return {} if self.filters is None else {"ted": self.filters.report()}
 
     def close(self) -> None:
         self.loop.progress.close()
@@ -103,31 +118,6 @@ class BuiltStage:
         self.loop.world.barrier()
 
 
-@dataclass(frozen=True)
-class StageContext:
-    """What a stage shares with the others of its run."""
-
-    recipe: Recipe
-    base_dir: Path
-    directory: RunDirectory
-    student: Student
-    world: World
-    console: Console | None
-
-    def checkpoints(self, stage: str) -> Checkpoints:
-        folder = self.directory / "checkpoints" / stage
-        return Checkpoints(folder, self.world, keep=self.recipe.checkpoints.keep)
-
-    def saying(self, stage: StageConfig) -> Callable[[str], None]:
-        """Return the function that tells a person, if one listens, something about a stage."""
-
-        def say(text: str) -> None:
-            if self.console is not None:
-                self.console.print(f"[{stage.name}] {text}", markup=False, highlight=False, soft_wrap=True)
-
-        return say
-
-
 def build_stage(
     context: StageContext,
     stage: StageConfig,
@@ -145,7 +135,7 @@ def build_stage(
     student = context.student
     optimisation = stage.optimisation
     dtype = resolve_dtype(optimisation.precision, world.device)
-    module = _student_module(student, stage, world)
+    module = _student_module(context, stage)
     weights: Weights
     if world.is_distributed and recipe.parallel.strategy == "fsdp":
         shard_student(module, dtype, cpu_offload=recipe.parallel.cpu_offload)
@@ -157,7 +147,8 @@ def build_stage(
     epochs = Plan(documents.lengths, batch_tokens=optimisation.batch_tokens, seed=recipe.seed)
     drawn = interval_steps_of(stage) is not None
     num_steps = num_interval_steps(stage, documents) if drawn else epochs.num_steps_for(optimisation.budget)
-    teacher = _teacher(context, stage, dataset)
+    teacher = _teacher(context, stage, dataset, module.alignment)
+    score = _scorer(module, student)
     train_step = TrainStep(
         module,
         weights,
@@ -166,19 +157,19 @@ def build_stage(
         config=optimisation,
         domains=documents.domains,
         world=world,
+        proxy=proxy(context, stage, documents, score),
+        filter_learning_rate=getattr(stage.objective, "filter_learning_rate", None),
     )
     checkpoints = context.checkpoints(stage.name)
-    score = _scorer(module, student)
     mixture = build_mixture(
         stage,
         documents,
         num_steps,
         seed=recipe.seed,
+        base_dir=base_dir,
         driving=driving,
         student_score=score,
-        load_teacher=lambda: (
-            teacher if isinstance(teacher, LiveTeacher) else live_teacher(recipe, base_dir, student, world)
-        ),
+        load_teacher=lambda: _live(teacher) or live_teacher(recipe, base_dir, student, world),
         end_of_turn_ids=ends,
         world=world,
     )
@@ -186,6 +177,10 @@ def build_stage(
     state, resumed_from = _resume(checkpoints, train_step, mixture, rollouts)
     if resumed_from is None:
         _take_over(context, stage, train_step, earlier)
+    filters = filter_training(context, stage, documents, checkpoints)
+    if filters is not None:
+        assert isinstance(teacher, HiddenTeacher)
+        filters.run(module, train_step.weights, teacher, resumed=resumed_from is not None)
     metrics_path = directory / "metrics.jsonl"
     if world.is_main:
         names = [e.name for e in earlier]
@@ -203,17 +198,18 @@ def build_stage(
         cadence=_cadence(recipe, num_steps),
         world=world,
         seed=recipe.seed,
-        pad_id=_pad_id(student),
+        pad_id=student.pad_id,
         mixture=mixture,
         rollouts=rollouts,
         state=state,
     )
-    return BuiltStage(loop, weights, dtype, resumed_from, recipe.evaluation.early_stopping_patience is not None)
+    patient = recipe.evaluation.early_stopping_patience is not None
+    return BuiltStage(loop, weights, dtype, resumed_from, patient, filters)
 
 
-def _student_module(student: Student, stage: StageConfig, world: World) -> DistillationModule:
+def _student_module(context: StageContext, stage: StageConfig) -> DistillationModule:
     optimisation = stage.optimisation
-    model = student.load(torch.float32)
+    model = context.student.load(torch.float32)
     verify_head(model)
     if optimisation.layout == "packed":
         verify_isolation(model)
@@ -222,8 +218,13 @@ def _student_module(student: Student, stage: StageConfig, world: World) -> Disti
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     model.train()
-    module = DistillationModule(model, chunk=optimisation.head_chunk, compiled=optimisation.compile_head)
-    return module.to(world.device)
+    module = DistillationModule(
+        model,
+        chunk=optimisation.head_chunk,
+        compiled=optimisation.compile_head,
+        alignment=alignment(context, stage, model),
+    )
+    return module.to(context.world.device)
 
 
 def _terms(stage: StageConfig, student: Student) -> ObjectiveTerms:
@@ -233,8 +234,8 @@ def _terms(stage: StageConfig, student: Student) -> ObjectiveTerms:
 
 
 def _teacher(
-    context: StageContext, stage: StageConfig, dataset: Dataset
-) -> Teacher | CachedTeacher | AlignedTeacher | None:
+    context: StageContext, stage: StageConfig, dataset: Dataset, alignment: HiddenAlignment | None
+) -> Teacher | CachedTeacher | AlignedTeacher | HiddenTeacher | None:
     """The teacher of a KD stage, in memory or from its cache; SFT does not pay for one."""
     recipe, base_dir, student = context.recipe, context.base_dir, context.student
     if isinstance(stage.objective, CrossTokenizerObjective):
@@ -245,7 +246,18 @@ def _teacher(
     assert config is not None, "the recipe's validation asks for one"
     if uses_cache(recipe):
         return cached_teacher(recipe, dataset.train.documents, student.vocab_size, base_dir)
-    return live_teacher(recipe, base_dir, student, context.world)
+    teacher = live_teacher(recipe, base_dir, student, context.world)
+    if alignment is None:
+        return teacher
+    assert isinstance(stage.objective, TEDObjective)
+    filters = teacher_filters(stage.objective, alignment, teacher_shape(context), seed=recipe.seed)
+    return HiddenTeacher(teacher, alignment, filters.to(context.world.device))
+
+
+def _live(teacher: Teacher | CachedTeacher | AlignedTeacher | HiddenTeacher | None) -> LiveTeacher | None:
+    """The teacher in memory that a stage has already, for the measurements of a mixture."""
+    found = teacher.teacher if isinstance(teacher, HiddenTeacher) else teacher
+    return found if isinstance(found, LiveTeacher) else None
 
 
 def live_teacher(recipe: Recipe, base_dir: Path, student: Student, world: World) -> LiveTeacher:
@@ -304,10 +316,11 @@ def _take_over(
     assert last.kept_step is not None
     checkpoints = context.checkpoints(last.name)
     checkpoints.read_state(last.kept_step)  # refuses damaged files by name
+    # TED's filters belong to their stage alone; the next one's start afresh.
     if stage.optimizer == "continued":
-        checkpoints.load(last.kept_step, train_step.weights, train_step.optimizer)
+        checkpoints.load(last.kept_step, train_step.weights, train_step.optimizer, prefix=MODEL_PREFIX)
     else:
-        checkpoints.load_weights(last.kept_step, train_step.weights)
+        checkpoints.load_weights(last.kept_step, train_step.weights, prefix=MODEL_PREFIX)
 
 
 def _rollouts(
@@ -343,6 +356,8 @@ def _resume(
         mixture.load_state_dict(saved["mixture"])
     if rollouts is not None:
         rollouts.load_state_dict(saved["rollouts"])
+    if train_step.proxy is not None:
+        train_step.proxy.load_state_dict(saved["proxy"])
     fields = {name: saved[name] for name in LoopState.__dataclass_fields__}
     return LoopState(**fields), steps[-1]
 
@@ -402,13 +417,8 @@ def _metrics(context: StageContext, first_step: int) -> MetricsLog:
     return MetricsLog(directory / "metrics.jsonl", tracker, first_step=first_step)
 
 
-def _pad_id(student: Student) -> int:
-    """Padding is never a target and never seen, so any id serves where the tokenizer has none."""
-    return int(student.tokenizer.pad_token_id or 0)
-
-
 def _load_exact(model: torch.nn.Module, exact: dict[str, Tensor]) -> None:
     own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(exact[f"model.{name}"])
+            parameter.copy_(exact[f"{MODEL_PREFIX}{name}"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ class FinishedStage:
     kept_step: int | None
     mixture_seconds: float | None = None
     """What the measurements of a following mixture took; None: nothing was measured."""
+    method: dict[str, Any] = field(default_factory=dict)
+    """What only the stage's method found out, under its name in ``result.json``."""
 
     @property
     def skipped(self) -> bool:

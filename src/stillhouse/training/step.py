@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,14 +17,17 @@ from stillhouse.divergence.objective import ObjectiveOutput, ObjectiveTerms
 from stillhouse.errors import TrainingError
 from stillhouse.recipe import OptimisationConfig
 from stillhouse.targets.cached_teacher import CachedTeacher
-from stillhouse.targets.sparse import SparseTargets
 from stillhouse.teachers.aligned import AlignedTeacher
-from stillhouse.teachers.protocol import AlignedTargets, Projection, Teacher
+from stillhouse.teachers.protocol import Teacher
 from stillhouse.training.distributed import World
+from stillhouse.training.doremi import ProxyWeights, Weighting
 from stillhouse.training.precision import Weights
-from stillhouse.training.student import DistillationModule
+from stillhouse.training.student import DistillationModule, Targets
+from stillhouse.training.ted import FILTER_PREFIX, HiddenTeacher
 
 _QUANTITIES = ("targets", "ce", "kd", "teacher_nll", "teacher_entropy", "top1_agreement")
+_SCALARS = 3
+"""Sums over all domains: squared gradients of CE and KD at the logits, and TED's MSE."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,12 @@ class StepOutcome:
     grad_norm: float
     grad_rms_ratio: float | None
     domains: dict[str, dict[str, float]]
+    more: dict[str, Any] = field(default_factory=dict)
+    """What only this method measures, by name."""
 
     def as_metrics(self) -> dict[str, Any]:
-        return dict(vars(self))
+        values = {name: value for name, value in vars(self).items() if name != "more"}
+        return {**values, **self.more}
 
 
 def cosine_learning_rate(step: int, total: int, config: OptimisationConfig) -> float:
@@ -64,19 +70,29 @@ class TrainStep:
         module: DistillationModule,
         weights: Weights,
         *,
-        teacher: Teacher | CachedTeacher | AlignedTeacher | None,
+        teacher: Teacher | CachedTeacher | AlignedTeacher | HiddenTeacher | None,
         terms: ObjectiveTerms,
         config: OptimisationConfig,
         domains: Sequence[str],
         world: World,
+        proxy: ProxyWeights | None = None,
+        filter_learning_rate: float | None = None,
     ) -> None:
-        self.module, self.weights = module, weights
+        """``proxy`` weighs the domains of each step (DoReMi); ``filter_learning_rate`` is that of TED's filters."""
+        self.module, self.weights, self.proxy = module, weights, proxy
         self._teacher, self._terms, self._config = teacher, terms, config
         self._domains, self._world = tuple(domains), world
         named = weights.named()
-        decayed = [p for p in named.values() if p.ndim > 1]
-        plain = [p for p in named.values() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        filters = [p for n, p in named.items() if n.startswith(FILTER_PREFIX)]
+        decayed = [p for n, p in named.items() if p.ndim > 1 and not n.startswith(FILTER_PREFIX)]
+        plain = [p for n, p in named.items() if p.ndim <= 1 and not n.startswith(FILTER_PREFIX)]
+        # Each group follows the same schedule, scaled to its own peak.
+        faster = (filter_learning_rate or 0.0) / config.learning_rate
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay, "scale": 1.0},
+            {"params": plain, "weight_decay": 0.0, "scale": 1.0},
+            {"params": filters, "weight_decay": 0.0, "scale": faster},
+        ]
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]],
             lr=config.learning_rate,
@@ -97,8 +113,9 @@ class TrainStep:
         self.weights.zero_gradients()
         sums = _Sums(len(self._domains))
         terms = replace(self._terms, ce_weight=0.0) if on_policy else self._terms
+        weighting = None if self.proxy is None else self.proxy.move(micro_batches)
         for batch, targets in self._with_targets(micro_batches):
-            output = self._forward_backward(batch, targets, normaliser, terms)
+            output = self._forward_backward(batch, targets, normaliser, terms, weighting)
             sums.add(output, batch, self._world.device)
         self.weights.reduce_gradients(self._world)
         totals = self._world.sum_(sums.flat)
@@ -106,18 +123,17 @@ class TrainStep:
         norm = get_total_norm(gradients)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         outcome = self._outcome(totals, float(norm), normaliser, terms)
+        outcome = self._with_method(outcome, totals, weighting)
         self._refuse_not_finite(outcome)
         if self._config.max_grad_norm is not None:
             clip_grads_with_norm_(list(self.weights.named().values()), self._config.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         self.optimizer.step()
         self.weights.refresh()
         return outcome
 
-    def _with_targets(
-        self, micro_batches: Sequence[Batch]
-    ) -> Iterator[tuple[Batch, Projection | SparseTargets | AlignedTargets | None]]:
+    def _with_targets(self, micro_batches: Sequence[Batch]) -> Iterator[tuple[Batch, Targets]]:
         """Each batch on the device with what the teacher says; cached targets are read ahead by a thread."""
         device = self._world.device
         if isinstance(self._teacher, CachedTeacher):
@@ -125,7 +141,7 @@ class TrainStep:
                 yield batch.to(device), sparse.to(device)
             return
         for batch in (b.to(device) for b in micro_batches):
-            if isinstance(self._teacher, AlignedTeacher):
+            if isinstance(self._teacher, AlignedTeacher | HiddenTeacher):
                 yield batch, self._teacher.targets(batch)
             else:
                 yield batch, None if self._teacher is None else self._teacher.targets(batch).projection
@@ -133,17 +149,21 @@ class TrainStep:
     def _forward_backward(
         self,
         batch: Batch,
-        targets: Projection | SparseTargets | AlignedTargets | None,
+        targets: Targets,
         normaliser: int,
         terms: ObjectiveTerms,
+        weighting: Weighting | None,
     ) -> ObjectiveOutput:
-        loss, output = self.module(batch, targets, terms, float(normaliser), self.weights.gradient_of)
+        divisor, domain_weights = float(normaliser), None
+        if weighting is not None:
+            divisor, domain_weights = weighting.normaliser, weighting.token_weights.tolist()
+        loss, output = self.module(batch, targets, terms, divisor, self.weights.gradient_of, domain_weights)
         self.weights.scale_loss(loss, self._world).backward()  # type: ignore[no-untyped-call]
         return output  # type: ignore[no-any-return]
 
     def _outcome(self, totals: Tensor, norm: float, normaliser: int, terms: ObjectiveTerms) -> StepOutcome:
         ce_square, kd_square = totals[:2].tolist()
-        table = totals[2:].view(len(self._domains), len(_QUANTITIES))
+        table = totals[_SCALARS:].view(len(self._domains), len(_QUANTITIES))
         whole = table.sum(dim=0) / normaliser
         means = dict(zip(_QUANTITIES, whole.tolist(), strict=True))
         kd = self._teacher is not None
@@ -164,6 +184,18 @@ class TrainStep:
             grad_rms_ratio=math.sqrt(kd_square / ce_square) if kd and ce_square > 0 else None,
             domains=self._domain_means(table, _QUANTITIES[:4] if other_tokens else _QUANTITIES[: None if kd else 2]),
         )
+
+    def _with_method(self, outcome: StepOutcome, totals: Tensor, weighting: Weighting | None) -> StepOutcome:
+        """The outcome with what DoReMi's proxy or TED has of its own, in loss and measurements."""
+        if weighting is not None:
+            assert self.proxy is not None
+            sums = totals[_SCALARS:].view(len(self._domains), len(_QUANTITIES))[:, _QUANTITIES.index("ce")]
+            loss = float(sums.cpu().numpy() @ weighting.token_weights) / weighting.normaliser
+            return replace(outcome, loss=loss, more=self.proxy.metrics())
+        if self.module.alignment is not None:
+            mse = float(totals[2])
+            return replace(outcome, loss=outcome.loss + self.module.alignment.weight * mse, more={"mse": mse})
+        return outcome
 
     def _domain_means(self, table: Tensor, shown: Sequence[str]) -> dict[str, dict[str, float]]:
         result = {}
@@ -188,14 +220,14 @@ class _Sums:
     """Float64 sums by domain, in one flat tensor so that one all-reduce carries them."""
 
     def __init__(self, num_domains: int) -> None:
-        self.flat = torch.zeros(2 + num_domains * len(_QUANTITIES), dtype=torch.float64)
+        self.flat = torch.zeros(_SCALARS + num_domains * len(_QUANTITIES), dtype=torch.float64)
         self._num_domains = num_domains
 
     def add(self, output: ObjectiveOutput, batch: Batch, device: torch.device) -> None:
         self.flat = self.flat.to(device)
-        squares = [output.ce_grad_square, output.kd_grad_square]
-        self.flat[:2] += torch.stack([torch.as_tensor(s, dtype=torch.float64, device=device) for s in squares])
-        table = self.flat[2:].view(self._num_domains, len(_QUANTITIES))
+        scalars = [output.ce_grad_square, output.kd_grad_square, 0.0 if output.mse is None else output.mse]
+        self.flat[:_SCALARS] += torch.stack([torch.as_tensor(s, dtype=torch.float64, device=device) for s in scalars])
+        table = self.flat[_SCALARS:].view(self._num_domains, len(_QUANTITIES))
         ones = torch.ones_like(output.ce)
         columns = (ones, output.ce, output.kd, output.teacher_nll, output.teacher_entropy, output.top1_agreement)
         domains = batch.domain_ids.to(device)
