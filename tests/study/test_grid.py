@@ -69,6 +69,16 @@ def test_a_later_axis_overrides_an_earlier_one(tmp_path: Path) -> None:
     assert plan(tmp_path, axes=axes).runs["runs/big-sft-seed0"].recipe.teacher is None
 
 
+def test_common_overrides_come_before_the_axes(tmp_path: Path) -> None:
+    common = {"data.train.*.limit": 7, "teacher.path": "{size}.{seed}"}
+    found = plan(tmp_path, overrides=common, axes={"size": {"all": {}, "10": SIZES["10"]}})
+    recipes = [run.recipe for run in found.runs.values()]
+    assert [recipe.data.train[0].limit for recipe in recipes] == [7, 10]
+    assert [recipe.teacher.path for recipe in recipes if recipe.teacher] == ["all.0", "10.0"]
+    with pytest.raises(RecipeError, match=r"study.yaml: overrides: sed: unknown key.*\(set by 'sed'\)"):
+        plan(tmp_path, overrides={"sed": 1}, axes={"size": SIZES})
+
+
 def test_exclusions_match_all_their_labels(tmp_path: Path) -> None:
     axes = {"size": SIZES, "method": METHODS}
     found = plan(tmp_path, axes=axes, exclude=[{"size": "20", "method": "sft"}])

@@ -147,6 +147,7 @@ def test_ctrl_c_saves_the_checkpoint_and_the_next_call_goes_on(write_study: Writ
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_two_jobs_give_what_one_gives(write_study: WriteStudy) -> None:
     one = run(write_study("one", seeds=[0])).result
     two = run(write_study("two", seeds=[0], jobs=2)).result
@@ -187,7 +188,7 @@ def test_a_cache_is_filled_before_the_runs_that_read_it(write_study: WriteStudy,
         assert flops["preparation"] > 0
 
 
-def kill_when(process: subprocess.Popen[str], reached: Callable[[], bool], *, seconds: float = 90.0) -> None:
+def kill_when(process: subprocess.Popen[str], reached: Callable[[], bool], *, seconds: float = 240.0) -> None:
     """SIGKILL the process as soon as ``reached``; fails when it ends by itself before."""
     deadline = time.monotonic() + seconds
     while not reached():
@@ -199,6 +200,7 @@ def kill_when(process: subprocess.Popen[str], reached: Callable[[], bool], *, se
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_killed_in_mid_run_and_resumed_gives_the_same_result(
     write_study: WriteStudy, start_study: StartStudy, tmp_path: Path
 ) -> None:
@@ -212,6 +214,7 @@ def test_killed_in_mid_run_and_resumed_gives_the_same_result(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_killed_at_random_ten_times_and_resumed_gives_the_same_result(
     write_study: WriteStudy, start_study: StartStudy
 ) -> None:
@@ -240,6 +243,7 @@ def test_killed_at_random_ten_times_and_resumed_gives_the_same_result(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_ray_gives_what_local_workers_give(write_study: WriteStudy) -> None:
     pytest.importorskip("ray", reason="ray is not installed (extra `ray`)")
     local = run(write_study("local", seeds=[0])).result

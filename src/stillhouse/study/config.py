@@ -66,6 +66,8 @@ class StudyConfig(Config):
     output: str
     """Folder of the study. Like the paths in the recipe it starts at the working directory."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    overrides: Overrides = Field(default_factory=dict)
+    """Recipe fields that all runs set, before the axes do: `{data.validation: [{path: held_out.jsonl}]}`."""
     axes: dict[Label, dict[Label, Overrides]] = Field(default_factory=dict)
     """Axis, label, and the recipe fields of that label: `stages.0.objective.type: sft`. `*` stands for all
     items of a list (`data.train.*.limit: 1000`); a value may be a whole object. In its strings `{seed}` and
@@ -91,11 +93,16 @@ class StudyConfig(Config):
         for axis, labels in self.axes.items():
             if not labels:
                 raise ValueError(f"axes.{axis}: no label; give at least one, for example `{axis}: {{base: {{}}}}`")
-            for label, overrides in labels.items():
-                for field in overrides:
-                    if field in RESERVED_FIELDS:
-                        way = "list it under `seeds`" if field == "seed" else "it follows from `output` and the labels"
-                        raise ValueError(f"axes.{axis}.{label}: {field} is set by the study; {way}")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_are_free(self) -> StudyConfig:
+        labels = {f"axes.{axis}.{label}": fields for axis, ls in self.axes.items() for label, fields in ls.items()}
+        for where, overrides in {"overrides": self.overrides, **labels}.items():
+            for field in overrides:
+                if field in RESERVED_FIELDS:
+                    way = "list it under `seeds`" if field == "seed" else "it follows from `output` and the labels"
+                    raise ValueError(f"{where}: {field} is set by the study; {way}")
         return self
 
     @model_validator(mode="after")

@@ -138,13 +138,19 @@ def _resolve(
 ) -> dict[str, Any]:
     data = copy.deepcopy(dict(base))
     names = {**labels, "seed": str(seed)}
-    for axis, label in labels.items():
-        for field, value in config.axes[axis][label].items():
-            set_field(data, field, fill_in(value, names), where=f"{where}: axes.{axis}.{label}: {field}")
+    for place, overrides in _layers(config, labels):
+        for field, value in overrides.items():
+            set_field(data, field, fill_in(value, names), where=f"{where}: {place}: {field}")
     output = data.get("output")
     data["seed"] = seed
     data["output"] = {**(output if isinstance(output, dict) else {}), "dir": f"{config.output}/{name}"}
     return data
+
+
+def _layers(config: StudyConfig, labels: Mapping[str, str]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The overrides of a run in the order in which they are applied, each with its place in the file."""
+    own = [(f"axes.{axis}.{label}", config.axes[axis][label]) for axis, label in labels.items()]
+    return [("overrides", config.overrides), *own]
 
 
 def fill_in(value: Any, names: Mapping[str, str]) -> Any:
@@ -182,8 +188,8 @@ class _Errors:
                 self._lines.setdefault(text, f"{self._config.base}: {text}")
                 continue
             cause = self._cause(labels, text)
-            place = f"axes.{cause[0]}.{cause[1]}" if cause else _show(labels)
-            by = f" (set by {cause[2]!r})" if cause else ""
+            place = cause[0] if cause else _show(labels)
+            by = f" (set by {cause[1]!r})" if cause else ""
             key = f"{place}: {text}" if cause else text
             self._lines.setdefault(key, f"{self._where}: {place}: {text}{by}" if place else f"{self._where}: {text}")
 
@@ -201,12 +207,12 @@ class _Errors:
             return {line.removeprefix("base: ") for line in str(error).splitlines()}
         return set()
 
-    def _cause(self, labels: Mapping[str, str], text: str) -> tuple[str, str, str] | None:
-        """The last override that touches the field at which the message begins."""
+    def _cause(self, labels: Mapping[str, str], text: str) -> tuple[str, str] | None:
+        """Place and field of the last override that touches the field at which the message begins."""
         field = text.split(":", 1)[0].split("=", 1)[0].strip().split(".")
-        for axis, label in reversed(list(labels.items())):
-            for key in reversed(list(self._config.axes[axis][label])):
+        for place, overrides in reversed(_layers(self._config, labels)):
+            for key in reversed(list(overrides)):
                 pairs = zip(key.split("."), field, strict=False)
                 if all(ours in (theirs, "*") for ours, theirs in pairs):
-                    return axis, label, key
+                    return place, key
         return None

@@ -117,7 +117,7 @@ class _Worker:
                 stderr=log,
                 env=environment,
                 pass_fds=keep_open,
-                start_new_session=True,  # Ctrl-C is for the parent, which then asks each worker
+                process_group=0,  # Ctrl-C is for the parent, which then asks each worker
                 text=True,
                 encoding="utf-8",
             )

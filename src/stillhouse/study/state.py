@@ -17,7 +17,7 @@ from stillhouse.study.grid import Plan, PlannedRun
 
 ATTEMPT_NAME = "attempt.json"
 LOG_NAME = "log.txt"
-_LOCK_SECONDS = 20.0
+_LOCK_SECONDS = 60.0
 
 RunStatus = Literal["pending", "running", "done", "failed"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import gc
 import os
 import queue
@@ -57,7 +58,7 @@ def _read(tasks: queue.SimpleQueue[Task]) -> None:
 def perform(task: Task) -> Report:
     """Do one task; a mistake in it is reported, anything else ends the process after a traceback in the log."""
     started = time.monotonic()
-    with _into_log(Path(task.log)) as console:
+    with _alone_in(Path(task.log).parent), _into_log(Path(task.log)) as console:
         try:
             status, error = _do(task, console), None
         except StillhouseError as problem:
@@ -91,6 +92,17 @@ def _capture(recipe: Recipe, base_dir: Path, console: Console) -> None:
         console.print(f"{plan.documents} documents with {plan.targets} targets to capture into {plan.folder}")
 
     capture_recipe(recipe, base_dir=base_dir, announce=announce)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process works in ``folder``: a Ray task may outlive its driver for a moment."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
