@@ -120,6 +120,8 @@ def test_without_sizes_each_arm_is_one_line(make_study: MakeStudy) -> None:
     study["axes"] = {"method": study["axes"]["method"]}
     page = text_of(write_study(make_study("flat"), study, runs=False))
     assert "kd and two-stage beat sft." in page.text
+    assert "only one data size was run" not in page.text
+    assert "Results Gain over sft" in page.text
     assert "gains-0" in figures(page)
     assert "scaling-0" not in figures(page)
 

@@ -48,9 +48,11 @@ def render_study_report(study_dir: Path) -> Path:
         headline=study_headline(analysis, arms),
         baseline=arms.baseline,
         tiles=_tiles(study),
-        claims=claims(analysis, arms),
-        findings=analysis["findings"][1:],
-        sizes=[*scaling_charts(analysis, arms), *gain_charts(analysis, arms)],
+        # A study of one size and one teacher was not made to judge them.
+        claims=claims(analysis, arms) if len(analysis["sizes"]) > 1 or arms.many_teachers else [],
+        findings=[text for text in analysis["findings"][1:] if text not in {c["sentence"] for c in analysis["claims"]}],
+        sized=len(analysis["sizes"]) > 1,
+        results=[*scaling_charts(analysis, arms), *gain_charts(analysis, arms)],
         cells=cell_table(arms),
         gains=gain_tables(analysis, arms),
         crossovers=crossover_table(analysis, arms),
@@ -90,7 +92,7 @@ def _comparison_tiles(analysis: Mapping[str, Any]) -> list[Tile]:
         return []
     total, over = sum(found.values()), f"comparisons with {analysis['baseline']}"
     return [
-        ("Clearly better", f"{found[1]} of {total}", f"{over} whose 95 % interval lies above zero", True),
+        ("Clearly better", f"{found[1]} of {total}", f"{over} whose 95 % interval lies above zero", found[1] > 0),
         ("Clearly worse", f"{found[-1]} of {total}", "whose interval lies below zero", False),
         ("Cannot tell", f"{found[0]} of {total}", "whose interval crosses zero, or one seed", False),
     ]

@@ -13,6 +13,7 @@ from stillhouse.report.text import MAX_LABEL, chart_label, count, number
 
 MAX_GROUPS, MAX_ARMS = 4, 8
 MAX_TICKS = 12
+MIN_TICK_RATIO = 1.05
 NATS = "nats per token"
 Json = Mapping[str, Any]
 
@@ -85,6 +86,8 @@ def log_cost(layout: Figure, title: str, values: Sequence[float], show: Callable
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps]
     ticks = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
+    if len(ticks) < 2:  # a narrow range between two round numbers
+        ticks = [low] if high / low < MIN_TICK_RATIO else [low, high]
     return _log_axis(layout, title, ticks, [show(tick) for tick in ticks])
 
 
