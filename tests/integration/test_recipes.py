@@ -43,6 +43,8 @@ def shortened(path: Path, tmp_path: Path) -> list[str]:
         optimisation = f"stages.{number}.optimisation"
         overrides += [f"{optimisation}.budget={{steps: 2}}", f"{optimisation}.compile_head=false"]
         overrides += [f"{optimisation}.batch_tokens=256", f"{optimisation}.micro_batch_tokens=256"]
+        if stage.data is not None:  # rows that another command makes
+            overrides.append(f"stages.{number}.data.train=[{{path: {source}, limit: 40}}]")
         if hasattr(stage.objective, "rollout"):
             overrides.append(f"stages.{number}.objective.rollout.max_new_tokens=8")
     if path.stem == "sequence_kd":

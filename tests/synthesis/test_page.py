@@ -26,7 +26,9 @@ def make(seeds: list[Row], folder: Path, say: str = "") -> Path:
     config = SynthesisConfig.model_validate(
         {"dir": "x", "count": 4, "format": {"type": "labels"}, "batch_size": 6, "filters": {"nll_tail": 0}}
     )
-    writer = Scripted(lambda _, n: seeds[0].contents[0][-30:] if n % 3 == 2 else fresh_input(n) + (say if n == 0 else ""))
+    writer = Scripted(
+        lambda _, n: seeds[0].contents[0][-30:] if n % 3 == 2 else fresh_input(n) + (say if n == 0 else "")
+    )
     models = SynthesisModels(writer, Scripted(lambda _, n: "perhaps" if n == 1 else "yes"))
     synthesize(config, seeds, models, directory=folder, seed=0)
     return render_synthesis(folder, "stillhouse synthesize mine.yaml count=4")

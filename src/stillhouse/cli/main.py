@@ -107,6 +107,23 @@ def synthesize(
         synthesize_rows(recipe, overrides or [], overwrite=overwrite)
 
 
+@app.command()
+def arms(
+    recipe: RecipePath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study.")] = Path("runs/arms"),
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    ratios: Annotated[str, typer.Option(help="Fewer synthetic rows for each human one, for example 1,3.")] = "",
+    sizes: Annotated[str, typer.Option(help="Fewer human rows, for example 50,100.")] = "",
+    synthetic: Annotated[
+        str | None, typer.Option(help="File of synthetic rows; may hold {human} and {seed}. Else stage one's.")
+    ] = None,
+) -> None:
+    """Write the study of a two-stage recipe beside its controls: each stage alone, reversed, mixed, more updates."""
+    from stillhouse.cli.arms import ArmsOptions, write_arms
+
+    write_arms(recipe, ArmsOptions(seeds, ratios, sizes, synthetic, output))
+
+
 cache_app = typer.Typer(help="Look after a cache of teacher targets.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 CacheFolder = Annotated[Path, typer.Argument(help="Folder of the cache.", show_default=False)]

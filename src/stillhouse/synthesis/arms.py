@@ -1,0 +1,156 @@
+"""The arms of a low-resource study, from one recipe of two stages: synthetic rows first, human rows then.
+
+They are the controls that a claim about two-stage distillation needs: each stage alone, the other
+order, one stage of both, each stage's loss, more updates without new rows, more or fewer synthetic
+rows, more or fewer human ones. An arm is a set of overrides for the study runner, and differs from
+the recipe in ``stages`` alone, so the same rows are held out in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stillhouse.errors import RecipeError
+from stillhouse.recipe import Recipe, StageConfig
+
+ACROSS_SIZES = ("human_sft", "human_kd", "synthetic_kd", "two_stage_kd_kd")
+"""Arms that are also run with fewer human rows."""
+ALL_ROWS = "all"
+_LOSSES = ("sft", "kd")
+
+Overrides = dict[str, Any]
+Stage = dict[str, Any]
+
+
+def arms(
+    recipe: Recipe, *, synthetic: str, ratio: float, num_human: int, ratios: Sequence[float] = ()
+) -> dict[str, Overrides]:
+    """Return the overrides of every arm by its label, the plain ones first.
+
+    The recipe's first stage is the one on synthetic rows and its second the one on human rows; both
+    count their budgets in epochs. ``synthetic`` is the file of synthetic rows, ``ratio`` how many of
+    them there are for each of ``num_human`` human rows. Smaller ``ratios`` become arms of their own,
+    on nested subsets.
+
+    ``mixed_natural`` sees every row as often as stage one sees its own; ``mixed_matched`` and
+    ``human_kd_matched`` make as many updates as both stages together.
+
+    Raises RecipeError naming the field when the recipe has other stages, or no teacher.
+    """
+    first, second = _two_stages(recipe)
+    built = _Builder(recipe, first, second, synthetic)
+    epochs_synthetic, epochs_human = _epochs(first, 0), _epochs(second, 1)
+    both = epochs_synthetic * ratio + epochs_human
+    found = {f"human_{loss}": [built.human(loss)] for loss in (*_LOSSES, "gkd")}
+    found["human_kd_matched"] = [built.human("kd", epochs=both)]
+    found |= {f"synthetic_{loss}": [built.synthetic(loss)] for loss in _LOSSES}
+    for before in _LOSSES:
+        for after in _LOSSES:
+            found[f"two_stage_{before}_{after}"] = [built.synthetic(before), built.human(after)]
+    found["two_stage_kd_gkd"] = [built.synthetic("kd"), built.human("gkd")]
+    found["reversed_kd_kd"] = [built.human("kd"), built.synthetic("kd")]
+    found["mixed_natural"] = [built.mixed(epochs_synthetic)]
+    found["mixed_matched"] = [built.mixed(both / (ratio + 1))]
+    for smaller in ratios:
+        if smaller < ratio:
+            limit = max(1, round(smaller * num_human))
+            found[f"two_stage_kd_kd_r{smaller:g}"] = [built.synthetic("kd", limit=limit), built.human("kd")]
+    return {label: {"stages": stages} for label, stages in found.items()}
+
+
+def arms_study(
+    recipe: Recipe,
+    *,
+    base: str,
+    output: str,
+    seeds: Sequence[int],
+    synthetic: str,
+    ratio: float,
+    num_human: int,
+    ratios: Sequence[float] = (),
+    sizes: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Return a study file as a mapping: all arms on all rows, and some with fewer human rows.
+
+    ``sizes`` are numbers of human rows below ``num_human``. With them ``synthetic`` must hold
+    ``{human}``, so that fewer human rows also come with the rows that were made from them alone;
+    ``{seed}`` stands for the run's seed. Raises RecipeError as :func:`arms` does.
+    """
+    labels = arms(recipe, synthetic=synthetic, ratio=ratio, num_human=num_human, ratios=ratios)
+    axes: dict[str, dict[str, Overrides]] = {}
+    exclude: list[dict[str, str]] = []
+    if sizes:
+        if "{human}" not in synthetic:
+            raise RecipeError(
+                f"synthetic={synthetic}: a sweep over human rows needs rows made from as many seeds; write {{human}}"
+                " into the path, and synthesize once for each size"
+            )
+        axes["human"] = {str(size): {"data.train.*.limit": size} for size in sorted(sizes)} | {ALL_ROWS: {}}
+        skipped = [label for label in labels if label not in ACROSS_SIZES]
+        exclude = [{"human": str(size), "arm": label} for size in sorted(sizes) for label in skipped]
+    axes["arm"] = labels
+    study = {"name": "Low-resource arms", "base": base, "output": output, "seeds": list(seeds), "axes": axes}
+    return study | ({"exclude": exclude} if exclude else {})
+
+
+class _Builder:
+    """Stages of the arms, each with the optimisation of the recipe's stage on the same rows."""
+
+    def __init__(self, recipe: Recipe, first: StageConfig, second: StageConfig, synthetic: str) -> None:
+        self._recipe, self._first, self._second, self._path = recipe, first, second, synthetic
+
+    def synthetic(self, loss: str, *, limit: int | None = None) -> Stage:
+        return self._stage("synthetic", loss, self._first, data=[self._rows(limit)])
+
+    def human(self, loss: str, *, epochs: float | None = None) -> Stage:
+        return self._stage("human", loss, self._second, epochs=epochs)
+
+    def mixed(self, epochs: float) -> Stage:
+        human = [source.model_dump(mode="json", exclude_defaults=True) for source in self._recipe.data.train]
+        return self._stage("mixed", "kd", self._first, data=[self._rows(None), *human], epochs=epochs)
+
+    def _rows(self, limit: int | None) -> dict[str, Any]:
+        return {"path": self._path} | ({} if limit is None else {"limit": limit})
+
+    def _stage(
+        self,
+        name: str,
+        loss: str,
+        like: StageConfig,
+        *,
+        data: list[dict[str, Any]] | None = None,
+        epochs: float | None = None,
+    ) -> Stage:
+        optimisation = like.optimisation.model_dump(mode="json", exclude_defaults=True)
+        # Written out even at its default, so that the study file says how long each arm trains.
+        optimisation["budget"] = {"epochs": round(_epochs(like, 0) if epochs is None else epochs, 4)}
+        # A stage whose rows were all filtered away is left out: the arm is then the one without it.
+        rows = {} if data is None else {"data": {"train": data, "when_empty": "skip"}}
+        return {"name": name, **rows, "objective": self._objective(loss), "optimisation": optimisation}
+
+    def _objective(self, loss: str) -> dict[str, Any]:
+        """The recipe's own objective of this kind, with its parameters; else the kind at its defaults."""
+        own = (s.objective for s in (self._second, self._first) if s.objective.type == loss)
+        found = next(own, None)
+        return {"type": loss} if found is None else found.model_dump(mode="json", exclude_defaults=True)
+
+
+def _two_stages(recipe: Recipe) -> tuple[StageConfig, StageConfig]:
+    if recipe.teacher is None:
+        raise RecipeError("teacher: the arms compare SFT with KD, and there is no teacher; add one")
+    if len(recipe.stages) != 2 or recipe.stages[0].data is None or recipe.stages[1].data is not None:
+        raise RecipeError(
+            "stages: the arms are made from two stages, the first with `data` that names the synthetic rows, the second"
+            " without, on the recipe's own human rows (recipes/two_stage.yaml)"
+        )
+    return recipe.stages[0], recipe.stages[1]
+
+
+def _epochs(stage: StageConfig, number: int) -> float:
+    budget = stage.optimisation.budget
+    if budget.epochs is None or budget.steps is not None or budget.tokens is not None:
+        raise RecipeError(
+            f"stages.{number}.optimisation.budget: the arms differ in their rows, so their budgets must be in epochs alone"
+        )
+    return budget.epochs
