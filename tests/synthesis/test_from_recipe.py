@@ -85,6 +85,7 @@ def test_a_model_with_two_roles_is_loaded_once(data: dict[str, Any], tmp_path: P
     assert models.scorer is not None
     assert models.input_parameters == models.label_parameters
     assert (models.input_parameters or 0) > 1000
+    assert [bool(pattern.search("a <|im_end|> b")) for pattern in models.special] == [True]
 
 
 def test_an_untrained_teacher_ends_with_what_it_did_wrong(data: dict[str, Any], tmp_path: Path) -> None:

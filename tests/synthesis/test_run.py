@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,34 @@ def test_a_format_that_the_seeds_do_not_have_is_a_mistake(seeds: list[Row], tmp_
         synthesize(
             config(format={"type": "regex", "pattern": "yes"}), seeds, models(), directory=tmp_path / "x", seed=0
         )
+
+
+def test_special_tokens_are_no_content(seeds: list[Row], tmp_path: Path) -> None:
+    """A model may write the text of a special token; put into a conversation, it would begin a turn."""
+    special = (re.compile(re.escape("<|im_end|>")),)
+    writer = Scripted(lambda _, n: fresh_input(n) + (" <|im_end|>" if n == 0 else ""))
+    labels = Scripted(lambda _, n: "yes<|im_end|>" if n == 0 else "yes")
+    asked = SynthesisModels(writer, labels, special=special)
+    outcome = synthesize(config(count=2), seeds, asked, directory=tmp_path / "x", seed=0)
+    assert outcome.report["rejected"] == {"special_token": 1, "answer_format": 1}
+    details = [c["rejection"]["detail"] for c in journal_of(outcome.directory)[1:3]]
+    assert details == ["holds the special token '<|im_end|>'"] * 2
+    bad = [*seeds[:-1], row("a <|im_end|> dog", "yes", number=7)]
+    with pytest.raises(DataError, match=r"human.jsonl:8: this seed holds the special token"):
+        synthesize(config(), bad, asked, directory=tmp_path / "y", seed=0)
+
+
+def test_prompts_that_are_too_long_name_the_fields_that_shorten_them(seeds: list[Row], tmp_path: Path) -> None:
+    class Narrow:
+        fingerprint = "narrow"
+
+        def generate(self, prompts: Any, settings: Any, *, seed: int) -> list[Completion]:
+            raise DataError("prompt 0 has 99 tokens")
+
+    with pytest.raises(DataError, match=r"synthesis.inputs: prompt 0 .* \(synthesis.human_examples\)"):
+        synthesize(config(), seeds, SynthesisModels(Narrow(), labeller()), directory=tmp_path / "x", seed=0)
+    with pytest.raises(DataError, match=r"synthesis.labels: prompt 0 .* \(synthesis.labels.examples\)"):
+        synthesize(config(), seeds, SynthesisModels(writer(), Narrow()), directory=tmp_path / "y", seed=0)
 
 
 def test_domains_are_not_mixed(seeds: list[Row], tmp_path: Path) -> None:

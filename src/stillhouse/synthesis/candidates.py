@@ -11,6 +11,7 @@ from typing import Literal, get_args
 InputReason = Literal[
     "unfinished_input",
     "empty_input",
+    "special_token",
     "input_format",
     "input_length",
     "language",
@@ -25,6 +26,7 @@ Reason = InputReason | AnswerReason | FinalReason
 REASONS: dict[str, str] = {
     "unfinished_input": "the input was cut at inputs.max_new_tokens",
     "empty_input": "the input is empty",
+    "special_token": "the input holds a special token of a model's tokenizer",
     "input_format": "the input does not have the form of the seeds, or input_format",
     "input_length": "the input is much shorter or longer than the seeds",
     "language": "the input is in another language",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from stillhouse.recipe import SynthesisFilters
 from stillhouse.rollout.generator import Completion
 from stillhouse.synthesis.candidates import Rejection
 from stillhouse.synthesis.decontamination import EvaluationIndex
-from stillhouse.synthesis.formats import Format
+from stillhouse.synthesis.formats import Format, holds_special
 from stillhouse.synthesis.near_duplicates import NearDuplicates
 from stillhouse.synthesis.seeds import SeedDomain
 from stillhouse.synthesis.words import missing, words
@@ -27,9 +28,10 @@ class InputFilter:
         input_format: Format | None,
         evaluation: EvaluationIndex,
         evaluation_rows: Sequence[Row],
+        special: Sequence[re.Pattern[str]] = (),
     ) -> None:
         """Raises MissingDependencyError where a filter's package is not installed."""
-        self._config, self._format = config, input_format
+        self._config, self._format, self._special = config, input_format, special
         self._evaluation, self._evaluation_rows = evaluation, evaluation_rows
         self._near = NearDuplicates(config.rouge_l)
         self._known: dict[str, str] = {}
@@ -50,6 +52,8 @@ class InputFilter:
             return Rejection("unfinished_input")
         if not text:
             return Rejection("empty_input")
+        if problem := holds_special(text, self._special):
+            return Rejection("special_token", problem)
         if domain in self._one_line and "\n" in text:
             return Rejection("input_format", "several lines; the seeds have one")
         if self._format is not None and (problem := self._format.problem(text)):

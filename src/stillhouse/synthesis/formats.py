@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,16 @@ class Format:
 
     problem: Callable[[str], str | None]
     vote: Callable[[str], str]
+
+    def without(self, special: Sequence[re.Pattern[str]]) -> Format:
+        """The same for texts without a match of ``special``."""
+        return replace(self, problem=lambda text: holds_special(text, special) or self.problem(text))
+
+
+def holds_special(text: str, special: Sequence[re.Pattern[str]]) -> str | None:
+    """Return in words which special token a text holds, or None."""
+    found = next((match for pattern in special if (match := pattern.search(text))), None)
+    return None if found is None else f"holds the special token {found.group()!r}"
 
 
 def build_format(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -113,7 +114,8 @@ def load_models(recipe: Recipe, base_dir: Path, directory: Path, stack: ExitStac
     loader = _Loader(recipe, base_dir, directory, stack)
     inputs = loader.get(config.input_model, "synthesis.input_model", config.inputs.batch_tokens)
     labels = loader.get(config.label_model, "synthesis.label_model", config.labels.batch_tokens)
-    return SynthesisModels(inputs[0], labels[0], loader.scorer(config.label_model), inputs[1], labels[1])
+    scorer = loader.scorer(config.label_model)
+    return SynthesisModels(inputs[0], labels[0], scorer, inputs[1], labels[1], loader.special())
 
 
 class _Loader:
@@ -150,6 +152,13 @@ class _Loader:
         from stillhouse.synthesis.scoring import ModelScorer
 
         return ModelScorer(*self._load(chosen, field), template=self._template)
+
+    def special(self) -> tuple[re.Pattern[str], ...]:
+        """Return what finds the special tokens of the models that were loaded."""
+        from stillhouse.data.masking import special_token_pattern
+
+        patterns = {special_token_pattern(tokenizer) for _, tokenizer in self._loaded.values()}
+        return tuple(sorted(patterns, key=lambda pattern: pattern.pattern))
 
     def _chosen(self, config: TeacherConfig | None, field: str) -> tuple[TeacherConfig, str]:
         if config is not None:

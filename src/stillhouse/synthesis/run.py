@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from stillhouse.synthesis.candidates import (
     keep,
 )
 from stillhouse.synthesis.filters import InputFilter, LengthRange, choose_answer, length_range
-from stillhouse.synthesis.formats import Format, Predicate, build_format
+from stillhouse.synthesis.formats import Format, Predicate, build_format, holds_special
 from stillhouse.synthesis.journal import Journal
 from stillhouse.synthesis.leakage import GuardedSeeds, guard_seeds
 from stillhouse.synthesis.output import identity_of, rows_jsonl, synthesis_report
@@ -41,7 +42,8 @@ LABEL_EXAMPLES = 4
 class SynthesisModels:
     """Who writes inputs, who answers them, and who scores the answers (None: nobody, as with most servers).
 
-    The numbers of parameters, where they are known, turn tokens into FLOPs.
+    The numbers of parameters, where they are known, turn tokens into FLOPs. ``special`` finds special
+    tokens of the models' tokenizers: in a conversation they would be taken for turns.
     """
 
     inputs: Generator
@@ -49,6 +51,7 @@ class SynthesisModels:
     scorer: AnswerScorer | None = None
     input_parameters: int | None = None
     label_parameters: int | None = None
+    special: tuple[re.Pattern[str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def synthesize(
         SynthesisError: no row was kept; the report with all reasons is written all the same.
     """
     guarded = guard_seeds(seeds, evaluation, config)
-    checks = _checks(config, guarded, base_dir, predicate, input_predicate)
+    checks = _checks(config, guarded, models.special, base_dir, predicate, input_predicate)
     state = _Synthesis(config, guarded, checks, models, directory, seed, overwrite=overwrite)
     return state.finish(state.run(progress))
 
@@ -113,6 +116,7 @@ class _Checks:
 def _checks(
     config: SynthesisConfig,
     guarded: GuardedSeeds,
+    special: Sequence[re.Pattern[str]],
     base_dir: Path,
     predicate: Predicate | None,
     input_predicate: Predicate | None,
@@ -125,20 +129,24 @@ def _checks(
         texts = [s.text for domain in domains for s in domain.seeds]
         field = "synthesis.input_format"
         input_format = build_format(config.input_format, field, own=texts, predicate=input_predicate, base_dir=base_dir)
-    _refuse_useless_format(answer_format, [s for domain in domains for s in domain.seeds])
+    answer_format = answer_format.without(special)
+    for domain in domains:
+        for seed in domain.seeds:
+            _check_seed(seed, answer_format, special)
     lengths = {d.name: length_range((s.answer for s in d.seeds), config.filters.length_factor) for d in domains}
-    inputs = InputFilter(config.filters, domains, input_format, guarded.index, guarded.evaluation)
+    inputs = InputFilter(config.filters, domains, input_format, guarded.index, guarded.evaluation, special)
     return _Checks(inputs, answer_format, lengths)
 
 
-def _refuse_useless_format(answers: Format, seeds: Sequence[Seed]) -> None:
+def _check_seed(seed: Seed, answers: Format, special: Sequence[re.Pattern[str]]) -> None:
     """A format that the human answers do not have would reject good rows, and shows a mistake in the recipe."""
-    for seed in seeds:
-        if problem := answers.problem(seed.answer):
-            raise DataError(
-                f"{seed.where}: the answer {seed.answer[:80]!r} of this seed does not have synthesis.format ({problem});"
-                " mend the format or the row"
-            )
+    if problem := holds_special(seed.text, special):
+        raise DataError(f"{seed.where}: this seed {problem}, which a chat template would take for a turn; take it out")
+    if problem := answers.problem(seed.answer):
+        raise DataError(
+            f"{seed.where}: the answer {seed.answer[:80]!r} of this seed does not have synthesis.format ({problem});"
+            " mend the format or the row"
+        )
 
 
 class _Synthesis:
@@ -208,8 +216,12 @@ class _Synthesis:
             draft, prompt = self._draft(len(self.candidates) + i, known)
             drafts.append(draft)
             prompts.append(prompt)
-        replies = self.models.inputs.generate(
-            prompts, _sampling(self.config.inputs), seed=derive_seed(self.seed, "synthesis-inputs", number)
+        replies = _ask(
+            self.models.inputs,
+            prompts,
+            self.config.inputs,
+            derive_seed(self.seed, "synthesis-inputs", number),
+            "inputs",
         )
         judged = [self._judge(d, r) for d, r in zip(drafts, replies, strict=True)]
         return self._answer(judged, derive_seed(self.seed, "synthesis-labels", number))
@@ -243,9 +255,8 @@ class _Synthesis:
         labels = self.config.labels
         asked = [c for c in judged if c.input_passed]
         prompts = [self._label_prompt(c) for c in asked]
-        replies = self.models.labels.generate(
-            [prompt for prompt in prompts for _ in range(labels.samples)], _sampling(labels), seed=seed
-        )
+        repeated = [prompt for prompt in prompts for _ in range(labels.samples)]
+        replies = _ask(self.models.labels, repeated, labels, seed, "labels")
         answered: dict[int, Candidate] = {}
         for i, candidate in enumerate(asked):
             samples = replies[i * labels.samples : (i + 1) * labels.samples]
@@ -337,8 +348,18 @@ def _open_journal(directory: Path, identity: dict[str, Any], *, overwrite: bool)
     return Journal(path, identity)
 
 
-def _sampling(config: RolloutConfig) -> SamplingSettings:
-    return SamplingSettings(config.max_new_tokens, config.temperature, config.top_p)
+def _ask(
+    generator: Generator, prompts: Sequence[list[Message]], config: RolloutConfig, seed: int, section: str
+) -> list[Completion]:
+    """Raises DataError where a prompt does not fit the model, with the fields that make it shorter."""
+    settings = SamplingSettings(config.max_new_tokens, config.temperature, config.top_p)
+    try:
+        return generator.generate(prompts, settings, seed=seed)
+    except DataError as error:
+        fields = "synthesis.human_examples" if section == "inputs" else "synthesis.labels.examples"
+        raise DataError(
+            f"synthesis.{section}: {error}. Show fewer examples ({fields}), or lower synthesis.{section}.max_new_tokens"
+        ) from error
 
 
 def _usage(completions: Sequence[Completion]) -> Usage:
