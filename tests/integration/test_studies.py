@@ -55,7 +55,6 @@ def test_every_shipped_study_runs(path: Path, tmp_path: Path) -> None:
         "overrides": {**config.overrides, **short},
         "axes": {axis: dict(list(labels.items())[:2]) for axis, labels in config.axes.items()},
         "exclude": [],
-        "exclude": [],
         "budget": {"updates": 2},
     }
     data = {**config.model_dump(mode="json"), **changes}
