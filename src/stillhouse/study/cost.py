@@ -7,12 +7,12 @@ one, so a training run costs
     student = 6 P_s * trained tokens
     teacher = 2 P_t * trained tokens     in stages whose teacher runs beside the student
 
-Steps on answers that the student wrote itself cost it ``2 P_s`` a token more. A teacher that
-was captured into a cache, or wrote its answers beforehand, costs nothing in the run; what its pass over
-the training set took (``2 P_t`` a token, once) is listed apart as ``preparation``, because several runs
-share it. Attention's own products, the evaluations, and the shorter backward pass of LoRA are left out, a teacher with another tokenizer counts
-the student's tokens;
-an untied input embedding is counted although a look-up does no arithmetic.
+Steps on answers that the student wrote itself cost it ``2 P_s`` a token more, and so does DoReMi's
+reference, a model of the proxy's size. A teacher that was captured into a cache, or wrote its answers
+beforehand, costs nothing in the run; what its pass over the training set took (``2 P_t`` a token, once) is
+listed apart as ``preparation``, because several runs share it. A teacher with another tokenizer is counted
+by the student's tokens. Left out are attention's own products, the evaluations, TED's filters and the
+shorter backward pass of LoRA; an untied input embedding is counted although a look-up does no arithmetic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stillhouse.recipe import GKDObjective, Recipe, SequenceKDObjective, SFTObjective, StageConfig
+from stillhouse.recipe import (
+    DoReMiProxyObjective,
+    GKDObjective,
+    Recipe,
+    SequenceKDObjective,
+    SFTObjective,
+    StageConfig,
+)
 
 FORWARD = 2.0
 TRAIN = 6.0
@@ -59,7 +66,7 @@ class StageTokens:
 def student_flops_per_token(stage: StageConfig, student: int) -> float:
     """What one trained token of ``stage`` is going to cost a student of so many parameters."""
     written = stage.objective.on_policy_fraction if isinstance(stage.objective, GKDObjective) else 0.0
-    return (TRAIN + FORWARD * written) * student
+    return (_train(stage) + FORWARD * written) * student
 
 
 def teacher_flops_per_token(recipe: Recipe, stage: StageConfig, teacher: int | None) -> float:
@@ -69,9 +76,14 @@ def teacher_flops_per_token(recipe: Recipe, stage: StageConfig, teacher: int | N
     return FORWARD * teacher if _compares(stage) else 0.0
 
 
+def _train(stage: StageConfig) -> float:
+    """Operations of a trained token by parameter; DoReMi's reference is of the proxy's size and reads each token too."""
+    return TRAIN + (FORWARD if isinstance(stage.objective, DoReMiProxyObjective) else 0.0)
+
+
 def _compares(stage: StageConfig) -> bool:
     """True where every trained token needs the teacher's opinion."""
-    return not isinstance(stage.objective, SFTObjective | SequenceKDObjective)
+    return not isinstance(stage.objective, SFTObjective | SequenceKDObjective | DoReMiProxyObjective)
 
 
 def run_flops(
@@ -84,7 +96,7 @@ def run_flops(
     own = beside = 0.0
     for stage in recipe.stages:
         found = tokens.get(stage.name, StageTokens(0, 0))
-        own += student * (TRAIN * found.trained + FORWARD * found.written)
+        own += student * (_train(stage) * found.trained + FORWARD * found.written)
         beside += teacher_flops_per_token(recipe, stage, teacher) * found.trained
     prepared = FORWARD * teacher * training_set if teacher is not None and _is_prepared(recipe) else 0.0
     return Flops(own, beside, prepared)
