@@ -108,9 +108,10 @@ def capture_recipe(
 ) -> CaptureProgress:
     """Score what the recipe's cache lacks of its training documents.
 
-    ``announce`` is told the amount before the teacher is loaded. A capture that was killed is continued
-    by the same call. Raises OutputError when the disk cannot hold it, RecipeError when the recipe
-    names no cache or trims the vocabulary (whose tokenizer does not exist before the run).
+    ``announce`` is told the amount before the teacher is loaded; where nothing is missing it is not
+    loaded. A capture that was killed is continued by the same call. Raises OutputError when the disk
+    cannot hold it, RecipeError when the recipe names no cache or trims the vocabulary (whose tokenizer
+    does not exist before the run).
     """
     config, cache_config = _configs(recipe)
     documents, vocab_size, mapping = _documents(recipe, base_dir)
@@ -132,6 +133,8 @@ def capture_recipe(
             tokenizer = load_tokenizer(student_source(recipe), base_dir=base_dir)
             return capture_from_server(client, served, documents, cache, tokenizer, progress=progress)
     cache = opened(identity)
+    if not len(pending(cache, documents)):
+        return CaptureProgress(0, 0, 0, 0, 0, 0, 0.0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(config, dtype=teacher_dtype(recipe, config, device), base_dir=base_dir)
     verify_head(model)
