@@ -155,7 +155,7 @@ def _mixture(options: argparse.Namespace, kind: str, **fields: Any) -> dict[str,
 def arms(options: argparse.Namespace, teacher: Path) -> dict[str, dict[str, Any]]:
     """The eight arms as changes of the base recipe."""
     taught = {"teacher": {"path": str(teacher)}}
-    weights = str(options.work / "doremi_proxy" / "runs" / "seed{seed}")
+    weights = str(options.work / "doremi_proxy" / "runs" / "proxy-seed{seed}")
     ted = {"type": "ted", "mixing": {"type": "additive", "gamma": 0.2}, "temperature": 1.0, "scale_t2": False}
     every = {
         "cpt": taught,  # the teacher is only measured

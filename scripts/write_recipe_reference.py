@@ -10,25 +10,35 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from stillhouse import recipe
+from stillhouse.recipe import (
+    data,
+    mixtures,
+    models,
+    objectives,
+    optimisation,
+    running,
+    stages,
+    synthesis,
+    whole,
+)
 
+MODULES = (whole, models, data, stages, objectives, mixtures, optimisation, synthesis, running)
+"""The order of the page: the recipe, then its parts."""
 TARGET = Path(__file__).parents[1] / "docs" / "reference" / "recipe.md"
 HEAD = """# Recipe reference
 
-Written by `scripts/write_recipe_reference.py` from `src/stillhouse/recipe.py`. Unknown keys are errors.
+Written by `scripts/write_recipe_reference.py` from `src/stillhouse/recipe/`. Unknown keys are errors.
 """
 
 
 def reference() -> str:
-    """Return the page: one table a class, in the order of the source."""
+    """Return the page: one table a class, module by module."""
     sections = [HEAD]
-    for name, cls in vars(recipe).items():
-        if (
-            isinstance(cls, type)
-            and issubclass(cls, BaseModel)
-            and cls.__module__ == recipe.__name__
-            and cls.model_fields
-        ):
-            sections.append(_section(name, cls))
+    for module in MODULES:
+        for name, cls in vars(module).items():
+            is_part = isinstance(cls, type) and issubclass(cls, BaseModel) and cls.__module__ == module.__name__
+            if is_part and cls.model_fields:
+                sections.append(_section(name, cls))
     return "\n".join(sections)
 
 

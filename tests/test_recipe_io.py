@@ -48,7 +48,7 @@ def test_an_unknown_variant_lists_those_there_are(recipe_data: dict[str, Any]) -
 def test_a_missing_variant_lists_those_there_are(recipe_data: dict[str, Any]) -> None:
     assert (
         message({**recipe_data, "stages": [{"objective": {}}]})
-        == "r.yaml: stages.0.objective: needs a `type`; one of sft, kd"
+        == "r.yaml: stages.0.objective: needs a `type`; one of sft, kd, gkd, sequence_kd, ted, doremi_proxy, cross_tokenizer"
     )
 
 

@@ -133,7 +133,7 @@ def validate(model: type[ModelT], data: Mapping[str, Any], where: str) -> ModelT
         items = error.errors()
         # A tuple whose only item is wrong is also called too short: say the first alone.
         inner = {item["loc"][: len(other["loc"])] for item in items for other in items if item is not other}
-        names = _all_field_names() if model.__module__ == recipe_module.__name__ else _field_names(model)
+        names = _all_field_names() if model.__module__.startswith(recipe_module.__name__) else _field_names(model)
         lines = [
             _describe(item, data, names) for item in items if item["type"] != "too_short" or item["loc"] not in inner
         ]
