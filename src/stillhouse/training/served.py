@@ -37,7 +37,7 @@ def held_teacher(config: TeacherConfig, folder: Path) -> str:
 
 
 def answers_digest(config: TeacherConfig, base_dir: Path) -> str | None:
-    """Name what the teacher has said so far, by the contents of its cache; None where there is no cache.
+    """Name what the teacher has said so far, by the contents of its cache; None where it has none.
 
     A served model has no weights to take a fingerprint of, and its name may be given to another one. Its
     answers tell them apart.
@@ -45,6 +45,8 @@ def answers_digest(config: TeacherConfig, base_dir: Path) -> str | None:
     if config.cache is None or not (base_dir / config.cache.dir / "manifest.json").is_file():
         return None
     cache = TargetCache.open(base_dir / config.cache.dir)
+    if cache.identity.teacher != held_teacher(config, cache.path):
+        return None
     digest = hashlib.blake2b(cache.identity.teacher.encode(), digest_size=16)
     for shard in cache.shards:
         digest.update(shard.entry.name.encode())

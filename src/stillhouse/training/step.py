@@ -167,22 +167,23 @@ class TrainStep:
         whole = table.sum(dim=0) / normaliser
         means = dict(zip(_QUANTITIES, whole.tolist(), strict=True))
         kd = self._teacher is not None
-        # A cache that was captured without statistics does not know the teacher's own NLL and entropy.
-        knows_teacher = kd and (normaliser == 0 or means["teacher_entropy"] != 0)
+        # A cache may have been captured without the teacher's own NLL and entropy, and a server tells no entropy.
+        known = {name: kd and (normaliser == 0 or means[name] != 0) for name in ("teacher_nll", "teacher_entropy")}
         # Models that choose between different tokens cannot agree on one.
         other_tokens = isinstance(self._teacher, AlignedTeacher)
+        shown = _QUANTITIES[:4] if other_tokens else _QUANTITIES[: None if kd else 2]
         loss = terms.ce_weight * means["ce"] + terms.kd_weight * means["kd"]
         return StepOutcome(
             targets=normaliser,
             loss=loss,
             ce=means["ce"],
             kd=means["kd"] if kd else None,
-            teacher_nll=means["teacher_nll"] if knows_teacher or other_tokens else None,
-            teacher_entropy=means["teacher_entropy"] if knows_teacher else None,
+            teacher_nll=means["teacher_nll"] if known["teacher_nll"] else None,
+            teacher_entropy=means["teacher_entropy"] if known["teacher_entropy"] else None,
             top1_agreement=means["top1_agreement"] if kd and not other_tokens else None,
             grad_norm=norm,
             grad_rms_ratio=math.sqrt(kd_square / ce_square) if kd and ce_square > 0 else None,
-            domains=self._domain_means(table, _QUANTITIES[:4] if other_tokens else _QUANTITIES[: None if kd else 2]),
+            domains=self._domain_means(table, [name for name in shown if known.get(name, True)]),
         )
 
     def _with_method(self, outcome: StepOutcome, totals: Tensor, weighting: Weighting | None) -> StepOutcome:
