@@ -16,6 +16,7 @@ from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.targets.cache import TargetCache
 from stillhouse.targets.capture import capture
 from stillhouse.targets.codec import TopK, TopKGhost
+from stillhouse.targets.index import DocumentIndex
 from stillhouse.targets.manifest import write_manifest
 from stillhouse.targets.shards import DocumentRecord, write_shard
 
@@ -167,3 +168,58 @@ def test_uids_that_end_in_zero_bytes_are_told_apart(tmp_path: Path) -> None:
         -1,
     ]
     assert cache.read(uids).top1.tolist() == [0, 1, 2]
+
+
+def test_a_shard_more_is_merged_and_not_sorted_with_the_rest(
+    filled: TargetCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = make_documents(25, seed=4)
+    reader = TargetCache.open(filled.path)
+    capture(TableTeacher(), more, filled, settings(shard_bytes=300))
+
+    def refuse(shards: object) -> None:
+        raise AssertionError("the whole index was sorted again")
+
+    both = DocumentSet.build([*DOCUMENTS, *more], range(55), ["all"], DOCUMENTS.tokenizer_hash)
+    fresh = TargetCache.open(filled.path)
+    monkeypatch.setattr(DocumentIndex, "of", refuse)
+    known = len(reader.shards)
+    monkeypatch.setattr("stillhouse.targets.cache.MERGED_AT_ONCE", 1000)
+    reader.refresh()
+    assert len(reader.shards) > known + 2
+    for cache in (reader, filled):
+        assert np.array_equal(cache.document_ids(), fresh.document_ids())
+        assert torch.equal(cache.read(both.uids).weight, fresh.read(both.uids).weight)
+        assert cache.num_targets == fresh.num_targets
+    entry = filled.add([DocumentRecord(bytes(range(16)), 1, b"")])
+    assert entry.name in {shard.entry.name for shard in filled.shards}
+    assert filled.targets_of(np.arange(16, dtype=np.uint8)[None]).tolist() == [1]
+
+
+def test_a_document_of_two_shards_is_counted_once(filled: TargetCache) -> None:
+    count, targets = filled.num_documents, filled.num_targets
+    uid = DOCUMENTS[3].uid
+    shard = next(s for s in filled.shards if uid in s.index()[0].tolist())
+    place = shard.index()[0].tolist().index(uid)
+    (record,) = shard.records([place])
+    filled.add([DocumentRecord(uid, int(shard.index()[1][place]), record.tobytes())])
+    for cache in (filled, TargetCache.open(filled.path)):
+        assert (cache.num_documents, cache.num_targets) == (count, targets)
+
+
+def test_a_shard_that_is_pruned_meanwhile_is_forgotten(filled: TargetCache) -> None:
+    gone = filled.shards[0]
+    gone.path.with_suffix(".json").unlink()
+    gone.path.unlink()
+    filled.refresh()
+    assert gone.entry.name not in {shard.entry.name for shard in filled.shards}
+    assert filled.num_documents == 30 - gone.entry.documents
+    left = np.flatnonzero(filled.targets_of(DOCUMENTS.uids) >= 0)
+    assert len(filled.read(DOCUMENTS.uids[left])) == int(DOCUMENTS.num_targets[left].sum())
+
+
+def test_a_shard_that_is_cut_off_while_it_is_read_is_named(filled: TargetCache) -> None:
+    path = filled.shards[0].path
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=f"{path.name}: was cut off while it was read"):
+        filled.read(DOCUMENTS.uids)

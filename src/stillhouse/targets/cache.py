@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from stillhouse.data.document import DocumentSet, Int64Array
+from stillhouse.data.document import UID_BYTES, DocumentSet, Int64Array
 from stillhouse.errors import DataError
-from stillhouse.targets.bitpack import IntArray
+from stillhouse.targets.bitpack import Bytes, IntArray
+from stillhouse.targets.index import DocumentIndex, Int32Array
 from stillhouse.targets.manifest import CacheIdentity, read_manifest, write_manifest
 from stillhouse.targets.shards import FOLDER, DocumentRecord, Shard, ShardEntry, uid_keys, write_shard
 from stillhouse.targets.sparse import SparseTargets
 
-
-@dataclass(frozen=True)
-class _Index:
-    """Where each document is: sorted keys, shard number, place in the shard, number of targets; all [D]."""
-
-    keys: npt.NDArray[np.bytes_]
-    shard: IntArray
-    place: IntArray
-    targets: IntArray
-
-    @classmethod
-    def of(cls, shards: list[Shard]) -> _Index:
-        keys = np.concatenate([uid_keys(np.zeros((0, 16), np.uint8)), *(s.uids for s in shards)])
-        shard = np.repeat(np.arange(len(shards)), [len(s.uids) for s in shards])
-        place = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(s.uids)) for s in shards)])
-        targets = np.concatenate([np.zeros(0, np.int64), *(s.targets for s in shards)])
-        # Two captures may both have written a document; its first shard (by name) serves.
-        unique, first = np.unique(keys, return_index=True)
-        return cls(unique, shard[first], place[first], targets[first])
-
-    def find(self, keys: npt.NDArray[np.bytes_]) -> IntArray:
-        """Return the row of each key, -1 where it is absent."""
-        if not len(self.keys):
-            return np.full(len(keys), -1, np.int64)
-        rows = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[rows] == keys, rows, -1)
+MERGED_AT_ONCE = 8
+"""More new shards than these are sorted together, fewer are merged into the index one by one."""
 
 
 class TargetCache:
@@ -53,7 +29,7 @@ class TargetCache:
     def __init__(self, path: Path, identity: CacheIdentity) -> None:
         self.path, self.identity = path, identity
         self._shards: list[Shard] = []
-        self._index = _Index.of([])
+        self._index = DocumentIndex.of([])
         self.refresh()
 
     @classmethod
@@ -78,19 +54,32 @@ class TargetCache:
 
     def refresh(self) -> None:
         """Look for shards that other captures have added. Raises DataError naming a damaged one."""
-        known = {shard.entry.name: shard for shard in self._shards}
-        entries = [ShardEntry.read(path) for path in sorted((self.path / FOLDER).glob("*.json"))]
-        self._shards = [known[e.name] if e.name in known else Shard(self.path, e) for e in entries]
-        self._index = _Index.of(self._shards)
+        names = {path.stem: path for path in (self.path / FOLDER).glob("*.json")}
+        known = {shard.entry.name for shard in self._shards}
+        new = [Shard(self.path, ShardEntry.read(names[name])) for name in sorted(names.keys() - known)]
+        if not new and known <= names.keys():
+            return
+        if known <= names.keys() and len(new) < MERGED_AT_ONCE:
+            index = self._index
+            for number, shard in enumerate(new, start=len(self._shards)):
+                index = index.with_shard(number, shard)
+            self._shards, self._index = [*self._shards, *new], index
+        else:
+            self._shards = [shard for shard in self._shards if shard.entry.name in names] + new
+            self._index = DocumentIndex.of(self._shards)
 
     @property
     def shards(self) -> tuple[Shard, ...]:
         """The complete shards, by name."""
-        return tuple(self._shards)
+        return tuple(sorted(self._shards, key=lambda shard: shard.entry.name))
 
     @property
     def num_documents(self) -> int:
         return len(self._index.keys)
+
+    def document_ids(self) -> npt.NDArray[np.uint8]:
+        """Return the content ids of all documents, ascending, uint8 [D, 16]."""
+        return self._index.keys.view(np.uint8).reshape(-1, UID_BYTES)
 
     @property
     def num_targets(self) -> int:
@@ -154,22 +143,28 @@ class TargetCache:
                 f"teacher.cache={self.path}: document {absent} is not in the cache; run `stillhouse capture`"
             )
         index = self._index
-        pieces = [
-            self._shards[shard].record(place)
-            for shard, place in zip(index.shard[rows].tolist(), index.place[rows].tolist(), strict=True)
-        ]
+        pieces = self._records(index.shard[rows], index.place[rows])
         lengths = np.array([len(piece) for piece in pieces], np.int64)
         buffer = np.concatenate([np.zeros(0, np.uint8), *pieces])
         return self.identity.codec.unpack(
             buffer,
             np.cumsum(lengths) - lengths,
-            index.targets[rows],
+            index.targets[rows].astype(np.int64),
             vocab_size=self.identity.vocab_size,
             temperature=self.identity.temperature,
         )
 
+    def _records(self, shards: Int32Array, places: Int32Array) -> list[Bytes]:
+        """The packed records of documents, each shard's file opened once."""
+        pieces: list[Bytes] = [np.zeros(0, np.uint8)] * len(shards)
+        for number in np.unique(shards).tolist():
+            at = np.flatnonzero(shards == number).tolist()
+            for position, record in zip(at, self._shards[number].records(places[at].tolist()), strict=True):
+                pieces[position] = record
+        return pieces
+
     def targets_of(self, uids: npt.NDArray[np.uint8]) -> IntArray:
         """Return the number of targets of each document, -1 where it is absent; uids uint8 [D, 16]."""
         rows = self._index.find(uid_keys(uids))
-        found: IntArray = np.where(rows >= 0, np.append(self._index.targets, -1)[rows], -1)
+        found: IntArray = np.where(rows >= 0, np.append(self._index.targets, np.int32(-1))[rows], -1)
         return found

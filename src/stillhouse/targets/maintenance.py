@@ -14,7 +14,7 @@ from stillhouse.errors import DataError
 from stillhouse.targets.cache import TargetCache
 from stillhouse.targets.files import TEMPORARY_PREFIX
 from stillhouse.targets.manifest import read_manifest
-from stillhouse.targets.shards import FOLDER, SUFFIX, DocumentRecord, Shard, ShardEntry, uid_keys, write_shard
+from stillhouse.targets.shards import FOLDER, SUFFIX, DocumentRecord, Shard, ShardEntry, Uids, uid_keys, write_shard
 
 STRAY_SECONDS = 3600.0
 """Files without an entry may belong to a capture that is writing them now; older ones do not."""
@@ -123,24 +123,23 @@ def prune(path: Path, documents: DocumentSet | None = None, *, stray_seconds: fl
     return Pruned(len(damaged), len(strays), removed, before - _size(path))
 
 
-def _prune_shard(path: Path, shard: Shard, wanted: Any, seen: set[bytes]) -> int:
+def _prune_shard(path: Path, shard: Shard, wanted: Uids | None, seen: set[bytes]) -> int:
     """Keep the wanted documents of one shard that are not ``seen`` yet; return how many went."""
+    keys, targets = shard.index()
     kept = []
-    useful = np.ones(len(shard.uids), np.bool_) if wanted is None else np.isin(shard.uids, wanted)
+    useful = np.ones(len(keys), np.bool_) if wanted is None else np.isin(keys, wanted)
     for place in np.flatnonzero(useful).tolist():
-        key = bytes(shard.uids[place])
+        key = bytes(keys[place])
         if key not in seen:
             seen.add(key)
             kept.append(place)
-    lost = len(shard.uids) - len(kept)
+    lost = len(keys) - len(kept)
     if lost == 0:
         return 0
     if kept:
-        uids = shard.uids.view(np.uint8).reshape(len(shard.uids), -1)
-        write_shard(
-            path,
-            [DocumentRecord(uids[i].tobytes(), int(shard.targets[i]), shard.record(i).tobytes()) for i in kept],
-        )
+        uids = keys.view(np.uint8).reshape(len(keys), -1)
+        records = zip(kept, shard.records(kept), strict=True)
+        write_shard(path, [DocumentRecord(uids[i].tobytes(), int(targets[i]), data.tobytes()) for i, data in records])
     _remove(path, shard.entry.name)
     return lost
 

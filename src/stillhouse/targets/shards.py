@@ -8,7 +8,10 @@ file is shared by two writers, so captures side by side cannot harm each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +93,12 @@ def write_shard(cache: Path, records: Sequence[DocumentRecord]) -> ShardEntry:
 
 
 class Shard:
-    """One shard opened for reading: the index in memory, the records mapped."""
+    """One shard opened for reading.
+
+    Only the offsets stay in memory; records are read from the file when they are asked for, so a cache may
+    be many times as large as the memory, and a file that is cut off meanwhile is an error and no crash
+    (as it would be if it were mapped).
+    """
 
     def __init__(self, cache: Path, entry: ShardEntry) -> None:
         """Raises DataError naming the file when its size or layout is not what the entry says."""
@@ -101,30 +109,58 @@ class Shard:
             raise DataError(f"{self.path}: the shard is missing, but its entry is there; {_MEND}")
         if size != entry.bytes:
             raise DataError(f"{self.path}: holds {size} bytes instead of {entry.bytes}, so it is cut off; {_MEND}")
+        with self._reading() as file:
+            self._records_start, records_bytes = _place_of(self.path, "records")
+            self.offsets: IntArray = file.get_tensor("offsets")
+            shapes = {name: file.get_slice(name).get_shape() for name in ("uids", "targets", "offsets")}
+            documents = entry.documents
+            if shapes != {"uids": [documents, UID_BYTES], "targets": [documents], "offsets": [documents + 1]}:
+                raise ValueError(f"its index does not have {documents} documents")
+            if bool((np.diff(self.offsets) < 0).any()) or self.offsets[-1] != records_bytes:
+                raise ValueError("its offsets do not fit its records")
+
+    def index(self) -> tuple[Uids, npt.NDArray[np.int32]]:
+        """Return the content ids of its documents, ascending, and their numbers of targets, [D] each."""
+        with self._reading() as file:
+            return uid_keys(file.get_tensor("uids")), file.get_tensor("targets")
+
+    def records(self, places: Sequence[int]) -> list[Bytes]:
+        """Return the packed planes of the documents at these places.
+
+        Raises DataError naming the file when it has become shorter.
+        """
+        found = []
+        handle = os.open(self.path, os.O_RDONLY)
         try:
-            with safetensors.safe_open(self.path, framework="pt") as file:
-                tensors: dict[str, Any] = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
-            self._load(tensors)
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise DataError(f"{self.path}: is no shard of targets ({error}); {_MEND}") from error
-
-    def _load(self, tensors: dict[str, Any]) -> None:
-        self.uids: Uids = uid_keys(np.array(tensors["uids"]))
-        self.targets: IntArray = tensors["targets"].astype(np.int64)
-        self.offsets: IntArray = np.array(tensors["offsets"])
-        self.records: Bytes = tensors["records"]
-        documents = self.entry.documents
-        if not (len(self.uids) == len(self.targets) == len(self.offsets) - 1 == documents):
-            raise ValueError(f"its index does not have {documents} documents")
-        if documents and (bool((np.diff(self.offsets) < 0).any()) or self.offsets[-1] != len(self.records)):
-            raise ValueError("its offsets do not fit its records")
-
-    def record(self, index: int) -> Bytes:
-        """Return the packed planes of one document, a view of the mapped file."""
-        return self.records[self.offsets[index] : self.offsets[index + 1]]
+            for place in places:
+                start, stop = int(self.offsets[place]), int(self.offsets[place + 1])
+                data = os.pread(handle, stop - start, self._records_start + start)
+                if len(data) != stop - start:
+                    raise DataError(f"{self.path}: was cut off while it was read; {_MEND}")
+                found.append(np.frombuffer(data, np.uint8))
+        finally:
+            os.close(handle)
+        return found
 
     def verify(self) -> None:
         """Compare the whole file with its checksum; raises DataError naming it when a byte has changed."""
         found = file_checksum(self.path)
         if found != self.entry.checksum:
             raise DataError(f"{self.path}: its checksum is {found} instead of {self.entry.checksum}; {_MEND}")
+
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """The file as safetensors; whatever is wrong with it becomes a DataError that names it."""
+        try:
+            with safetensors.safe_open(self.path, framework="np") as file:
+                yield file
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise DataError(f"{self.path}: is no shard of targets ({error}); {_MEND}") from error
+
+
+def _place_of(path: Path, name: str) -> tuple[int, int]:
+    """Return first byte and length of one tensor's data, from the header (eight bytes of length, then JSON)."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start, stop = json.loads(file.read(length))[name]["data_offsets"]
+    return 8 + length + start, stop - start
