@@ -104,6 +104,7 @@ def test_the_second_student_needs_no_server(
     assert train(make_recipe("first", teacher=shared)).result is not None
     server.requests.clear()
     shared["server"] = {**shared["server"], "url": "http://127.0.0.1:9/v1"}
+    assert fill(make_recipe(teacher=shared)).documents == 0
     assert train(make_recipe("second", teacher=shared, seed=1)).result is not None
     assert not server.requests
 
@@ -119,11 +120,11 @@ def test_what_is_missing_or_another_teacher_is_named_before_training(
     with pytest.raises(DataError, match="are not in the cache"):
         train(make_recipe("some", teacher=teacher(server, tokenizer_dir, place)))
     assert TargetCache.open(place).identity.teacher == "server:demo:tiny"
-    server.root = "/elsewhere/tiny"  # moved: the same teacher
-    fill(make_recipe(teacher=teacher(server, tokenizer_dir, place), data=some))
     server.root = "/models/larger"
     with pytest.raises(ModelError, match=r"captured from another teacher.*server:demo:tiny.*server:demo:larger"):
-        fill(make_recipe(teacher=teacher(server, tokenizer_dir, place), data=some))
+        fill(make_recipe(teacher=teacher(server, tokenizer_dir, place)))
+    server.root = "/elsewhere/tiny"  # moved: the same teacher
+    fill(make_recipe(teacher=teacher(server, tokenizer_dir, place)))
     renamed = teacher(server, tokenizer_dir, place)
     renamed["server"]["model"] = server.name = "demo-2"
     with pytest.raises(ModelError, match=r"captured from another teacher \(demo\)"):

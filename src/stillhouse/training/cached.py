@@ -37,7 +37,9 @@ from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.server_capture import capture_from_server, served_codec
 from stillhouse.training.models import load_data, student_source, teacher_parameters
 from stillhouse.training.precision import resolve_dtype
-from stillhouse.training.served import held_teacher, open_server, refuse_trimmed
+from stillhouse.training.served import held_teacher, is_begun, open_server, refuse_trimmed
+
+NOTHING_MISSING = CaptureProgress(0, 0, 0, 0, 0, 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def capture_recipe(
 ) -> CaptureProgress:
     """Score what the recipe's cache lacks of its training documents.
 
-    ``announce`` is told the amount before the teacher is loaded; where nothing is missing it is not
-    loaded. A capture that was killed is continued by the same call. Raises OutputError when the disk
+    ``announce`` is told the amount before the teacher is loaded; where nothing is missing it is neither
+    loaded nor asked. A capture that was killed is continued by the same call. Raises OutputError when the disk
     cannot hold it, RecipeError when the recipe names no cache or trims the vocabulary (whose tokenizer
     does not exist before the run).
     """
@@ -127,6 +129,9 @@ def capture_recipe(
 
     if config.source == "server":
         refuse_trimmed(mapping)
+        if is_begun(folder) and not len(pending(TargetCache.open(folder, identity), documents)):
+            opened(identity)
+            return NOTHING_MISSING
         with open_server(config) as client:
             served = client.describe()
             cache = opened(replace(identity, teacher=served.fingerprint))
@@ -134,7 +139,7 @@ def capture_recipe(
             return capture_from_server(client, served, documents, cache, tokenizer, progress=progress)
     cache = opened(identity)
     if not len(pending(cache, documents)):
-        return CaptureProgress(0, 0, 0, 0, 0, 0, 0.0)
+        return NOTHING_MISSING
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(config, dtype=teacher_dtype(recipe, config, device), base_dir=base_dir)
     verify_head(model)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stillhouse.errors import ModelError
 from stillhouse.recipe import TeacherConfig
 from stillhouse.targets.cache import TargetCache
-from stillhouse.targets.manifest import read_manifest
+from stillhouse.targets.manifest import FILE_NAME, read_manifest
 from stillhouse.teachers.server_client import ServerClient, served_fingerprint
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ def open_server(config: TeacherConfig) -> ServerClient:
     return ServerClient(config.server)
 
 
+def is_begun(folder: Path) -> bool:
+    """True when there is a cache, perhaps an empty one."""
+    return (folder / FILE_NAME).is_file()
+
+
 def held_teacher(config: TeacherConfig, folder: Path) -> str:
     """Return the teacher's fingerprint as far as it is known without asking the server.
 
@@ -30,7 +35,7 @@ def held_teacher(config: TeacherConfig, folder: Path) -> str:
     """
     assert config.server is not None, "the recipe's validation asks for it"
     name = served_fingerprint(config.server.model)
-    if not (folder / "manifest.json").is_file():
+    if not is_begun(folder):
         return name
     held = read_manifest(folder).teacher
     return held if held.startswith(name) else name
@@ -42,7 +47,7 @@ def answers_digest(config: TeacherConfig, base_dir: Path) -> str | None:
     A served model has no weights to take a fingerprint of, and its name may be given to another one. Its
     answers tell them apart.
     """
-    if config.cache is None or not (base_dir / config.cache.dir / "manifest.json").is_file():
+    if config.cache is None or not is_begun(base_dir / config.cache.dir):
         return None
     cache = TargetCache.open(base_dir / config.cache.dir)
     if cache.identity.teacher != held_teacher(config, cache.path):
