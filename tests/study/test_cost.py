@@ -70,10 +70,10 @@ def test_answers_of_the_student_and_of_the_teacher() -> None:
     assert (written["teacher"], written["preparation"]) == (0, 10_000)
 
 
-def test_a_doremi_proxy_pays_for_its_reference() -> None:
-    # (6 + 2) * 10 * 1000; its teacher is only measured
+def test_a_doremi_proxy_pays_for_two_readings() -> None:
+    # (6 + 2 + 2) * 10 * 1000: it scores each step first, and so does its reference; its teacher is only measured
     found = cost(recipe({"type": "doremi_proxy", "reference": "runs/reference"}), (1000, 0))
-    assert (found["student"], found["teacher"]) == (80_000, 0)
+    assert (found["student"], found["teacher"]) == (100_000, 0)
     assert cost(recipe("ted"), (1000, 0))["teacher"] == 200_000
 
 

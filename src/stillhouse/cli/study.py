@@ -21,7 +21,7 @@ from stillhouse.study.analysis.wording import arm_name
 from stillhouse.study.config import StudyConfig
 from stillhouse.study.estimate import Durations, preflight_durations
 from stillhouse.study.grid import Plan, plan_study
-from stillhouse.study.methods import METHODS, method_overrides
+from stillhouse.study.methods import METHODS, method_overrides, method_preparations
 from stillhouse.study.runner import StudyOutcome, plan_only, run_study
 from stillhouse.study.view import open_view
 
@@ -93,13 +93,16 @@ def comparison(recipe: Path, compare: CompareOptions, output: Path) -> StudyConf
     wrong = [seed for seed in seeds if not seed.isdigit()]
     if wrong or not seeds:
         raise RecipeError(f"--seeds {compare.seeds}: expected whole numbers, for example 0,1,2")
+    base = load_recipe(recipe)
+    methods = method_overrides(names, base)
     return StudyConfig.from_mapping(
         {
             "name": f"{recipe.stem}: {', '.join(names)}",
             "base": os.path.relpath(recipe, output),
             "output": str(output),
             "seeds": [int(seed) for seed in seeds],
-            "axes": {"method": method_overrides(names, load_recipe(recipe))},
+            "prepare": method_preparations(names, base),
+            "axes": {"method": methods},
         },
         where="--methods",
     )

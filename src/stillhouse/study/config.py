@@ -68,6 +68,9 @@ class StudyConfig(Config):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     overrides: Overrides = Field(default_factory=dict)
     """Recipe fields that all runs set, before the axes do: `{data.validation: [{path: held_out.jsonl}]}`."""
+    prepare: dict[Label, Overrides] = Field(default_factory=dict)
+    """Runs that others build on, once for each seed, with their recipe fields; `budget` is not for them. A run that
+    names `{output}/prepare/LABEL-seed{seed}` waits until that directory holds a finished run."""
     axes: dict[Label, dict[Label, Overrides]] = Field(default_factory=dict)
     """Axis, label, and the recipe fields of that label: `stages.0.objective.type: sft`. `*` stands for all
     items of a list (`data.train.*.limit: 1000`); a value may be a whole object. In its strings `{seed}` and
@@ -98,7 +101,8 @@ class StudyConfig(Config):
     @model_validator(mode="after")
     def _fields_are_free(self) -> StudyConfig:
         labels = {f"axes.{axis}.{label}": fields for axis, ls in self.axes.items() for label, fields in ls.items()}
-        for where, overrides in {"overrides": self.overrides, **labels}.items():
+        prepared = {f"prepare.{label}": fields for label, fields in self.prepare.items()}
+        for where, overrides in {"overrides": self.overrides, **prepared, **labels}.items():
             for field in overrides:
                 if field in RESERVED_FIELDS:
                     way = "list it under `seeds`" if field == "seed" else "it follows from `output` and the labels"

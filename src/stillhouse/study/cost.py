@@ -7,12 +7,13 @@ one, so a training run costs
     student = 6 P_s * trained tokens
     teacher = 2 P_t * trained tokens     in stages whose teacher runs beside the student
 
-Steps on answers that the student wrote itself cost it ``2 P_s`` a token more, and so does DoReMi's
-reference, a model of the proxy's size. A teacher that was captured into a cache, or wrote its answers
-beforehand, costs nothing in the run; what its pass over the training set took (``2 P_t`` a token, once) is
-listed apart as ``preparation``, because several runs share it. A teacher with another tokenizer is counted
-by the student's tokens. Left out are attention's own products, the evaluations, TED's filters and the
-shorter backward pass of LoRA; an untied input embedding is counted although a look-up does no arithmetic.
+Steps on answers that the student wrote itself cost it ``2 P_s`` a token more. A DoReMi proxy costs ``4
+P_s`` more: it scores each step before it takes it, and so does its reference, a model of its size. A
+teacher that was captured into a cache, or wrote its answers beforehand, costs nothing in the run; what
+its pass over the training set took (``2 P_t`` a token, once) is listed apart as ``preparation``, because
+several runs share it. A teacher with another tokenizer is counted by the student's tokens. Left out are
+attention's own products, the evaluations, TED's filters and the shorter backward pass of LoRA; an untied
+input embedding is counted although a look-up does no arithmetic.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def teacher_flops_per_token(recipe: Recipe, stage: StageConfig, teacher: int | N
 
 
 def _train(stage: StageConfig) -> float:
-    """Operations of a trained token by parameter; DoReMi's reference is of the proxy's size and reads each token too."""
-    return TRAIN + (FORWARD if isinstance(stage.objective, DoReMiProxyObjective) else 0.0)
+    """Operations of a trained token by parameter; a DoReMi proxy and its reference read each token once more."""
+    return TRAIN + (2 * FORWARD if isinstance(stage.objective, DoReMiProxyObjective) else 0.0)
 
 
 def _compares(stage: StageConfig) -> bool:

@@ -43,7 +43,7 @@ class Durations:
             return None
         labels = self.cells[name].labels
         shared = {
-            other: sum(labels[axis] == label for axis, label in self.cells[other].labels.items())
+            other: sum(labels.get(axis) == label for axis, label in self.cells[other].labels.items())
             for other in self.known
         }
         nearest = [self.known[other] for other, count in shared.items() if count == max(shared.values())]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stillhouse.study.budget import Sizes, apply_budget
 from stillhouse.study.config import StudyConfig
 
 RUNS_FOLDER = "runs"
+PREPARED_FOLDER = "prepare"
 _ERRORS_SHOWN = 10
 
 
@@ -40,12 +42,17 @@ class PlannedRun:
     name: str
     recipe: Recipe
     cell: Cell
-    """The first cell that it answers."""
+    """The first cell that it answers; one without labels for a run that others build on."""
+    needs: tuple[str, ...] = ()
+    """Names of the runs that must be done before."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a study in their order, and the runs behind them; cells of equal recipes share a run."""
+    """All cells of a study in their order, and the runs behind them; cells of equal recipes share a run.
+
+    Runs that others build on come first among ``runs``; they are no cells.
+    """
 
     config: StudyConfig
     cells: tuple[Cell, ...]
@@ -70,8 +77,9 @@ def plan_study(
     """
     base = read_mapping(folder / config.base)
     cells: list[Cell] = []
-    runs: dict[str, PlannedRun] = {}
-    owners: dict[str, str] = {}
+    runs = _prepared(config, base, where)
+    prepared = tuple(runs)
+    owners = {fingerprint(run.recipe): name for name, run in runs.items()}
     names: dict[str, dict[str, str]] = {}
     errors = _Errors(config, base, where)
     measured = sizes() if sizes is not None and config.budget is not None and config.budget.flops is not None else None
@@ -92,7 +100,7 @@ def plan_study(
         run = owners.setdefault(fingerprint(recipe), name)
         cells.append(Cell(labels, seed, run))
         if run == name:
-            runs[name] = PlannedRun(name, recipe, cells[-1])
+            runs[name] = PlannedRun(name, recipe, cells[-1], _named(recipe, prepared, config))
     errors.raise_if_any()
     if not cells:
         raise RecipeError(f"{where}: exclude leaves out every run; drop one of its combinations")
@@ -133,12 +141,51 @@ def _run_name(labels: Mapping[str, str], seed: int) -> str:
     return f"{RUNS_FOLDER}/{'-'.join([*labels.values(), f'seed{seed}'])}"
 
 
+def _prepared(config: StudyConfig, base: Mapping[str, Any], where: str) -> dict[str, PlannedRun]:
+    """The runs of ``prepare``, each with those others that its recipe names."""
+    recipes: dict[str, tuple[int, Recipe]] = {}
+    for seed, (label, overrides) in itertools.product(config.seeds, config.prepare.items()):
+        name = f"{PREPARED_FOLDER}/{label}-seed{seed}"
+        layers = [("overrides", config.overrides), (f"prepare.{label}", overrides)]
+        data = _filled(config, base, layers, {}, seed, name, where)
+        recipes[name] = seed, recipe_from_mapping(data, where=f"{where}: prepare.{label}")
+    names = tuple(recipes)
+    runs = {n: PlannedRun(n, r, Cell({}, seed, n), _named(r, names, config)) for n, (seed, r) in recipes.items()}
+    waiting = dict(runs)
+    while ready := [name for name, run in waiting.items() if not waiting.keys() & set(run.needs)]:
+        waiting = {name: run for name, run in waiting.items() if name not in ready}
+    if waiting:
+        raise RecipeError(
+            f"{where}: prepare: {', '.join(waiting)} wait for each other; let one of them start from others"
+        )
+    return runs
+
+
+def _named(recipe: Recipe, prepared: Sequence[str], config: StudyConfig) -> tuple[str, ...]:
+    """Those of the ``prepared`` runs whose directory stands in a recipe."""
+    text = fingerprint(recipe)
+    return tuple(name for name in prepared if re.search(rf"{re.escape(f'{config.output}/{name}')}(?![\w.-])", text))
+
+
 def _resolve(
     config: StudyConfig, base: Mapping[str, Any], labels: Mapping[str, str], seed: int, name: str, where: str
 ) -> dict[str, Any]:
+    return _filled(config, base, _layers(config, labels), labels, seed, name, where)
+
+
+def _filled(
+    config: StudyConfig,
+    base: Mapping[str, Any],
+    layers: Sequence[tuple[str, Mapping[str, Any]]],
+    labels: Mapping[str, str],
+    seed: int,
+    name: str,
+    where: str,
+) -> dict[str, Any]:
+    """The base recipe with the overrides of ``layers``, one after the other."""
     data = copy.deepcopy(dict(base))
-    names = {**labels, "seed": str(seed)}
-    for place, overrides in _layers(config, labels):
+    names = {"output": config.output, **labels, "seed": str(seed)}
+    for place, overrides in layers:
         for field, value in overrides.items():
             set_field(data, field, fill_in(value, names), where=f"{where}: {place}: {field}")
     output = data.get("output")
@@ -154,7 +201,7 @@ def _layers(config: StudyConfig, labels: Mapping[str, str]) -> list[tuple[str, M
 
 
 def fill_in(value: Any, names: Mapping[str, str]) -> Any:
-    """Return an override's value with `{seed}` and `{AXIS}` in its strings replaced by the run's own.
+    """Return an override's value with `{seed}`, `{output}` and `{AXIS}` in its strings replaced by the run's own.
 
     So one label can name what differs between runs: `teacher.path: runs/teachers/{size}-seed{seed}/model`.
     """

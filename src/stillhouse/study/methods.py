@@ -15,6 +15,7 @@ from stillhouse.recipe import ProportionalMixture, Recipe
 INTERVALS_PER_RUN = 10
 """Intervals of a mixture that the recipe gives no length for."""
 _OBJECTIVE, _MIXTURE = "stages.*.objective", "stages.*.mixture"
+_REFERENCE, _PROXY = "doremi_reference", "doremi_proxy"
 
 Overrides = dict[str, Any]
 
@@ -25,6 +26,8 @@ class Method:
 
     description: str
     overrides: Callable[[Recipe], Overrides]
+    prepare: Callable[[Recipe], dict[str, Overrides]] | None = None
+    """Runs that must be there before, as in a study file."""
 
 
 def method_overrides(names: Sequence[str], recipe: Recipe) -> dict[str, Overrides]:
@@ -41,11 +44,20 @@ def method_overrides(names: Sequence[str], recipe: Recipe) -> dict[str, Override
     return found
 
 
-def _objective(recipe: Recipe, kind: str) -> dict[str, Any]:
+def method_preparations(names: Sequence[str], recipe: Recipe) -> dict[str, Overrides]:
+    """What a study of these methods has to ``prepare``."""
+    found: dict[str, Overrides] = {}
+    for name in names:
+        prepare = METHODS[name].prepare
+        found |= {} if prepare is None else prepare(recipe)
+    return found
+
+
+def _objective(recipe: Recipe, kind: str, **required: Any) -> dict[str, Any]:
     """The recipe's own objective of this kind, with its parameters; else the kind at its defaults."""
     own = (stage.objective for stage in recipe.stages if stage.objective.type == kind)
     found = next(own, None)
-    return {"type": kind} if found is None else found.model_dump(mode="json")
+    return {"type": kind, **required} if found is None else found.model_dump(mode="json")
 
 
 def _epochs(recipe: Recipe) -> dict[str, Any]:
@@ -90,12 +102,34 @@ def _kd_mixed_by(kind: str) -> Callable[[Recipe], Overrides]:
     return lambda recipe: {_OBJECTIVE: _objective(recipe, "kd"), _MIXTURE: _intervals(recipe, kind)}
 
 
+def _doremi(recipe: Recipe) -> Overrides:
+    interval_steps = _intervals(recipe, "doremi")["interval_steps"]
+    weights = f"{{output}}/prepare/{_PROXY}-seed{{seed}}"
+    mixture = {"type": "doremi", "weights_from": weights, "interval_steps": interval_steps}
+    return {_OBJECTIVE: _objective(recipe, "sft"), _MIXTURE: mixture}
+
+
+def _doremi_preparations(recipe: Recipe) -> dict[str, Overrides]:
+    """Reference and proxy are trained from the student's own start, on the recipe's rows and budget."""
+    proxy = {
+        **_objective(recipe, "doremi_proxy", reference="-"),
+        "reference": f"{{output}}/prepare/{_REFERENCE}-seed{{seed}}",
+    }
+    plain = {_MIXTURE: {"type": "proportional"}}
+    return {
+        _REFERENCE: {_OBJECTIVE: _objective(recipe, "sft"), **plain},
+        _PROXY: {_OBJECTIVE: proxy, **plain},
+    }
+
+
 METHODS: dict[str, Method] = {
     "sft": Method("cross-entropy on the answers, no teacher", _on_epochs("sft")),
     "cpt": Method("the same on raw text: continual pre-training", _on_epochs("sft")),
+    "doremi": Method("the same, domains by the weights that a DoReMi proxy finds first", _doremi, _doremi_preparations),
     "kd": Method("distillation on the data's sequences, as the recipe sets it", _on_epochs("kd")),
     "reverse_kl": Method("the same with reverse KL", _reverse_kl),
     "gkd": Method("on-policy distillation", _on_epochs("gkd")),
+    "ted": Method("distillation of layers as well, through filters (TED)", _on_epochs("ted")),
     "sequence_kd": Method("cross-entropy on answers that the teacher writes", _on_epochs("sequence_kd")),
     "proportional": Method("KD, domains by their size, drawn by intervals", _kd_mixed_by("proportional")),
     "equal": Method("KD, every domain alike", _kd_mixed_by("equal")),

@@ -128,8 +128,7 @@ class _Study:
     def _train(self, executor: Executor, interrupt: Interrupt) -> None:
         running: dict[str, PlannedRun] = {}
         while (self._left or running) and interrupt.signal is None:
-            while self._left and executor.num_free:
-                run = self._plan.runs[self._left.popleft()]
+            while executor.num_free and (run := self._next_ready()) is not None:
                 running[run.name] = run
                 executor.submit(self._start(run))
             self._show()
@@ -143,6 +142,21 @@ class _Study:
                     self._end(report)
             for name in running:
                 self._states[name].status = "pending"
+
+    def _next_ready(self) -> PlannedRun | None:
+        """Take the first run that waits for no other; those that wait for a failed one fail with it."""
+        for name in list(self._left):
+            run = self._plan.runs[name]
+            failed = [need for need in run.needs if self._states[need].status == "failed"]
+            if failed:
+                self._left.remove(name)
+                state = self._states[name]
+                state.status, state.error = "failed", f"it builds on {failed[0]}, which failed"
+                self._view.say(f"failed  {name}: {state.error}")
+            elif all(self._states[need].status == "done" for need in run.needs):
+                self._left.remove(name)
+                return run
+        return None
 
     def _start(self, run: PlannedRun) -> Task:
         folder = open_run(run, self._base)

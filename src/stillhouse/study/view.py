@@ -145,7 +145,7 @@ def open_view(console: Console) -> View:
 def announcement(plan: Plan, states: Mapping[str, RunState], durations: Durations) -> list[str]:
     """What a study is about to do, a line a fact."""
     names = {status: [n for n, s in states.items() if s.status == status] for status in ("done", "failed", "pending")}
-    shared = len(plan.cells) - len(plan.runs)
+    shared = len(plan.cells) - len({cell.run for cell in plan.cells})
     lines = [
         f"{plan.config.name}: {len(plan.cells)} cells"
         + (f", {shared} of them share a run with another" if shared else "")
