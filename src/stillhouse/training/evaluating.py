@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.data.chat import ChatFormat
 from stillhouse.data.dataset import Dataset
 from stillhouse.data.formatting import chat_format_for
-from stillhouse.data.prepare import read_template
+from stillhouse.data.prepare import Prepared, prepare, read_template
 from stillhouse.evaluation.assess import EvaluationSettings
 from stillhouse.evaluation.held_out import HeldOut, build_held_out
 from stillhouse.evaluation.plan import MetricRequest
@@ -22,14 +22,19 @@ from stillhouse.evaluation.served import evaluate_served
 from stillhouse.evaluation.suite import Evaluation, Sample, evaluate_model
 from stillhouse.models.load import load_model, load_tokenizer, model_fingerprint
 from stillhouse.models.placement import place_model
-from stillhouse.recipe import ModelConfig, Recipe, ServerConfig, TeacherConfig
+from stillhouse.models.tokenizers import tokenizer_hash, vocabulary_size
+from stillhouse.recipe import DataConfig, ModelConfig, Recipe, ServerConfig, TeacherConfig
 from stillhouse.run_directory import RunDirectory, read_json, write_json_atomic
+from stillhouse.teachers.aligned_documents import require_chat_template
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.training.cached import teacher_dtype
 from stillhouse.training.distributed import World
 from stillhouse.training.models import Student
 from stillhouse.training.precision import resolve_dtype
 from stillhouse.training.served import answers_digest, open_server, refuse_trimmed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _HEAD_CHUNK = 512
 _ROWS_SEED = 0
@@ -65,19 +70,22 @@ class Evaluator:
         self._student, self._world = student, world
         self._dtype = resolve_dtype(recipe.stages[0].optimisation.precision, world.device)
         self._chat = chat_format_for(dataset.test.rows, student.tokenizer, recipe.data, base_dir)
-        self._held_out = self._scored(dataset)
+        self._test = dataset.test
+        self._held_out = self._scored(dataset.test, student.tokenizer, self._chat, recipe.data)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What of the held-out rows is not scored, and why."""
         return self._held_out.notes
 
-    def _scored(self, dataset: Dataset) -> HeldOut:
+    def _scored(
+        self, test: Prepared, tokenizer: PreTrainedTokenizerFast, chat: ChatFormat | None, data: DataConfig
+    ) -> HeldOut:
         """The rows of every measurement; those of the scores do not follow the recipe's seed."""
-        config, tokenizer = self._recipe.evaluation, self._student.tokenizer
-        held_out = build_held_out(dataset.test, tokenizer, self._chat, config.generation, seed=_ROWS_SEED)
+        config = self._recipe.evaluation
+        held_out = build_held_out(test, tokenizer, chat, config.generation, seed=_ROWS_SEED)
         request = MetricRequest(config.metrics, config.generation.rows, config.multiple_choice_rows, _ROWS_SEED)
-        return with_scores(held_out, dataset.test, tokenizer, request, self._recipe.data, self._base)
+        return with_scores(held_out, test, tokenizer, request, data, self._base)
 
     def teacher(self) -> Measured:
         """Measure the teacher through its own protocol, in its own precision."""
@@ -85,6 +93,8 @@ class Evaluator:
         assert config is not None
         if config.source == "server":
             return self._once("teacher", lambda: self._measure_served(config, config.server))
+        if self._student.other_tokenizer is not None:
+            return self._once("teacher", lambda: self._measure_other_teacher(config))
         return self._once("teacher", lambda: self._measure_teacher(config))
 
     def student_before(self) -> Measured:
@@ -130,6 +140,33 @@ class Evaluator:
 
         return self._shared(key, measure)
 
+    def _measure_other_teacher(self, config: TeacherConfig) -> Measured:
+        """Measure a teacher with another tokenizer on its own tokens of the same rows."""
+        model = load_model(config, dtype=teacher_dtype(self._recipe, config, self._world.device), base_dir=self._base)
+        tokenizer = load_tokenizer(config, base_dir=self._base)
+        require_chat_template(self._test.rows, tokenizer)
+        data = self._recipe.data.model_copy(update={"chat_template": None})
+        own = prepare(
+            self._test.rows,
+            tokenizer,
+            data,
+            domains=self._test.documents.domains,
+            tokenizer_hash=tokenizer_hash(tokenizer),
+            base_dir=self._base,
+        )
+        chat = chat_format_for(self._test.rows, tokenizer, data, self._base)
+        # All models answer the same rows, so they are drawn from the same list.
+        held_out = self._scored(replace(own, rows=self._test.rows), tokenizer, chat, data)
+        vocab_size = vocabulary_size(tokenizer)
+
+        def measure() -> Measured:
+            if config.quantization == "none":
+                place_model(model, config.placement, self._world.device)
+            settings = replace(self._settings(), vocab_size=vocab_size)
+            return Measured(*evaluate_model(model, tokenizer, chat, held_out, settings, seed=_ROWS_SEED))
+
+        return self._shared(self._key(model_fingerprint(model), str(vocab_size), held_out=held_out), measure)
+
     def _measure_served(self, config: TeacherConfig, server: ServerConfig | None) -> Measured:
         """Ask the server; what it said is shared between runs of one cache, which knows the teacher by its answers."""
         assert server is not None, "the recipe's validation asks for it"
@@ -173,14 +210,14 @@ class Evaluator:
             vocab_size=self._student.vocab_size,
         )
 
-    def _key(self, fingerprint: str, *more: str) -> str:
-        """Everything that a measurement depends on, as one name."""
+    def _key(self, fingerprint: str, *more: str, held_out: HeldOut | None = None) -> str:
+        """Everything that a measurement depends on, as one name; ``held_out`` None: the student's."""
         digest = hashlib.blake2b(digest_size=16)
         parts = [version("stillhouse"), version("torch"), version("transformers"), fingerprint, str(self._dtype), *more]
         parts.append(self._recipe.evaluation.generation.model_dump_json())
         for part in parts:
             digest.update(f"{len(part)}:{part}".encode())
-        digest.update(self._held_out.identity())
+        digest.update((self._held_out if held_out is None else held_out).identity())
         return digest.hexdigest()
 
     def _shared(self, key: str, measure: Callable[[], Measured]) -> Measured:

@@ -233,7 +233,9 @@ class _Run:
         if teacher is not None and not comparable:
             bits = [bits_per_byte(m.evaluation.likelihood) for m in (before, teacher)]
             if None not in bits:
-                self._say(f"before training: student {bits[0]:.3f}, teacher {bits[1]:.3f} bits/byte (macro over domains)")
+                self._say(
+                    f"before training: student {bits[0]:.3f}, teacher {bits[1]:.3f} bits/byte (macro over domains)"
+                )
             return
         beside = f", teacher {teacher.evaluation.likelihood.nll:.3f}" if teacher is not None else ""
         self._say(
