@@ -223,3 +223,13 @@ def test_a_shard_that_is_cut_off_while_it_is_read_is_named(filled: TargetCache) 
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=f"{path.name}: was cut off while it was read"):
         filled.read(DOCUMENTS.uids)
+
+
+def test_ids_that_end_with_zero_bytes_are_kept_whole(filled: TargetCache) -> None:
+    """NumPy's byte strings end at their last byte that is not zero."""
+    names = [bytes([7]) + bytes(15), bytes([7, 1]) + bytes(14)]
+    filled.add([DocumentRecord(name, 1 + number, b"") for number, name in enumerate(names)])
+    ids = np.frombuffer(b"".join(names), np.uint8).reshape(2, 16)
+    for cache in (filled, TargetCache.open(filled.path)):
+        assert cache.targets_of(ids).tolist() == [1, 2]
+        assert {bytes(uid.tobytes()) for uid in cache.document_ids()} >= set(names)

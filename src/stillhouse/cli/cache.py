@@ -20,19 +20,18 @@ if TYPE_CHECKING:
     from stillhouse.training.cached import CapturePlan
 
 
-def capture_targets(path: Path, overrides: Sequence[str]) -> None:
+def capture_targets(path: Path, overrides: Sequence[str], *, workers: int | None, on_ray: bool) -> None:
     """Fill the recipe's cache, with the amount first, then progress and the time left."""
     from stillhouse.training.cached import capture_recipe
+    from stillhouse.training.capture_many import capture_on_ray, capture_on_workers
 
     console = Console()
 
     def announce(plan: CapturePlan) -> None:
-        console.print(
+        _say(
+            console,
             f"{plan.documents} documents with {plan.targets} targets to capture into {plan.folder}: "
             f"about {plan.bytes / 1e6:.1f} MB",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
         )
 
     columns = (TextColumn("capture"), BarColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
@@ -43,14 +42,22 @@ def capture_targets(path: Path, overrides: Sequence[str]) -> None:
             speed = f"{now.tokens_per_second:.0f} tok/s"
             bar.update(task, completed=now.tokens, total=now.total_tokens, speed=speed)
 
-        done = capture_recipe(load_recipe(path, overrides), base_dir=Path.cwd(), announce=announce, progress=progress)
-    console.print(
+        recipe, base_dir = load_recipe(path, overrides), Path.cwd()
+        if on_ray:
+            done = capture_on_ray(recipe, workers, base_dir=base_dir, announce=announce, progress=progress)
+        elif workers is not None and workers > 1:
+            done = capture_on_workers(recipe, workers, base_dir=base_dir, announce=announce, progress=progress)
+        else:
+            done = capture_recipe(recipe, base_dir=base_dir, announce=announce, progress=progress)
+    _say(
+        console,
         f"captured {done.documents} documents, {done.targets} targets, {done.bytes / 1e6:.1f} MB "
         f"in {done.seconds:.0f} s ({done.tokens_per_second:.0f} tokens/s)",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_info(folder: Path) -> None:

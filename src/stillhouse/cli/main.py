@@ -74,14 +74,21 @@ def train(recipe: RecipePath, overrides: Overrides = None, overwrite: Overwrite 
 
 
 @app.command()
-def capture(recipe: RecipePath, overrides: Overrides = None) -> None:
+def capture(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Share the work out over so many processes.")] = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Tasks of the Ray cluster in RAY_ADDRESS, or of one here.")
+    ] = False,
+) -> None:
     """Score the training data with the teacher once, into the recipe's cache; only what is missing.
 
-    A capture that was killed goes on where it was.
+    A capture that was killed goes on where it was. With GPUs, each worker has one.
     """
     from stillhouse.cli.cache import capture_targets
 
-    capture_targets(recipe, overrides or [])
+    capture_targets(recipe, overrides or [], workers=workers, on_ray=on_ray)
 
 
 @app.command()

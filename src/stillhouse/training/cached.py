@@ -40,6 +40,8 @@ from stillhouse.training.precision import resolve_dtype
 from stillhouse.training.served import held_teacher, is_begun, open_server, refuse_trimmed
 
 NOTHING_MISSING = CaptureProgress(0, 0, 0, 0, 0, 0, 0.0)
+WHOLE = (0, 1)
+"""All of one part."""
 
 
 @dataclass(frozen=True)
@@ -107,53 +109,88 @@ def capture_recipe(
     base_dir: Path,
     announce: Callable[[CapturePlan], None],
     progress: Callable[[CaptureProgress], None] | None = None,
+    part: tuple[int, int] = WHOLE,
 ) -> CaptureProgress:
     """Score what the recipe's cache lacks of its training documents.
 
     ``announce`` is told the amount before the teacher is loaded; where nothing is missing it is neither
-    loaded nor asked. A capture that was killed is continued by the same call. Raises OutputError when the disk
-    cannot hold it, RecipeError when the recipe names no cache or trims the vocabulary (whose tokenizer
-    does not exist before the run).
+    loaded nor asked. ``part`` (i, n): only the i-th of n disjoint parts, for one of n processes. A capture
+    that was killed is continued by the same call. Raises OutputError when the disk cannot hold it,
+    RecipeError when the recipe names no cache, trims the vocabulary (whose tokenizer does not exist
+    before the run), or would have a server asked for a part.
     """
     config, cache_config = _configs(recipe)
+    refuse_parts_of_a_server(config, part)
     documents, vocab_size, mapping = _documents(recipe, base_dir)
     folder, identity = base_dir / cache_config.dir, cache_identity(recipe, documents, vocab_size, base_dir)
-
-    def opened(identity: CacheIdentity) -> TargetCache:
-        cache = TargetCache.open_or_create(folder, identity)
-        indices = pending(cache, documents)
-        targets = int(documents.num_targets[indices].sum())
-        size = estimate_bytes(identity.codec, vocab_size, targets=targets, documents=len(indices))
-        announce(CapturePlan(cache.path, len(indices), targets, size))
-        return cache
-
     if config.source == "server":
         refuse_trimmed(mapping)
         if is_begun(folder) and not len(pending(TargetCache.open(folder, identity), documents)):
-            opened(identity)
+            announce(_open(folder, identity, documents)[1])
             return NOTHING_MISSING
         with open_server(config) as client:
             served = client.describe()
-            cache = opened(replace(identity, teacher=served.fingerprint))
+            cache, plan = _open(folder, replace(identity, teacher=served.fingerprint), documents)
+            announce(plan)
             tokenizer = load_tokenizer(student_source(recipe), base_dir=base_dir)
             return capture_from_server(client, served, documents, cache, tokenizer, progress=progress)
-    cache = opened(identity)
-    if not len(pending(cache, documents)):
+    cache, plan = _open(folder, identity, documents, part)
+    announce(plan)
+    if not plan.documents:
         return NOTHING_MISSING
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(config, dtype=teacher_dtype(recipe, config, device), base_dir=base_dir)
-    verify_head(model)
-    if config.quantization == "none":
-        model = place_model(model, config.placement, device)
-    teacher = LiveTeacher(model, vocabulary_map=mapping, vocab_size=vocab_size)
+    teacher, device = _captured_model(recipe, base_dir, vocab_size, mapping)
     optimisation = recipe.stages[0].optimisation
     settings = CaptureSettings(
         micro_batch_tokens=optimisation.micro_batch_tokens,
         chunk=optimisation.head_chunk,
         compiled=optimisation.compile_head,
         device=str(device),
+        part=part,
     )
     return capture(teacher, documents, cache, settings, progress=progress)
+
+
+def plan_capture(recipe: Recipe, base_dir: Path) -> CapturePlan:
+    """Begin the recipe's cache if there is none, and say what it lacks; raises as ``capture_recipe`` for parts.
+
+    For whoever hands the work to others: they then find the cache, and the teacher's fingerprint remembered.
+    """
+    config, cache_config = _configs(recipe)
+    refuse_parts_of_a_server(config, (0, 2))
+    documents, vocab_size, _ = _documents(recipe, base_dir)
+    identity = cache_identity(recipe, documents, vocab_size, base_dir)
+    return _open(base_dir / cache_config.dir, identity, documents)[1]
+
+
+def refuse_parts_of_a_server(config: TeacherConfig, part: tuple[int, int]) -> None:
+    """Raise RecipeError where several processes would ask one server."""
+    if config.source == "server" and part != WHOLE:
+        raise RecipeError(
+            "teacher.source=server: one process keeps a server busy (teacher.server has its limits); leave out "
+            "--workers and --ray"
+        )
+
+
+def _open(
+    folder: Path, identity: CacheIdentity, documents: DocumentSet, part: tuple[int, int] = WHOLE
+) -> tuple[TargetCache, CapturePlan]:
+    cache = TargetCache.open_or_create(folder, identity)
+    indices = pending(cache, documents, part)
+    targets = int(documents.num_targets[indices].sum())
+    size = estimate_bytes(identity.codec, identity.vocab_size, targets=targets, documents=len(indices))
+    return cache, CapturePlan(cache.path, len(indices), targets, size)
+
+
+def _captured_model(
+    recipe: Recipe, base_dir: Path, vocab_size: int, mapping: torch.Tensor | None
+) -> tuple[LiveTeacher, torch.device]:
+    config, _ = _configs(recipe)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(config, dtype=teacher_dtype(recipe, config, device), base_dir=base_dir)
+    verify_head(model)
+    if config.quantization == "none":
+        model = place_model(model, config.placement, device)
+    return LiveTeacher(model, vocabulary_map=mapping, vocab_size=vocab_size), device
 
 
 def teacher_fingerprint(config: TeacherConfig, dtype: torch.dtype, base_dir: Path) -> str:
