@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from test_recipes import ROWS, SHORT
 
 from stillhouse.errors import MissingDependencyError
 from stillhouse.models.gguf import find_package_gguf
 from stillhouse.recipe_io import load_recipe
 from stillhouse.report.page import render_run_report
 from stillhouse.training.run import train
-from test_recipes import ROWS, SHORT
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "ddk").glob("*.yaml"))
 

@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import pytest
 
+from stillhouse.report.comparison import COLORS as ARMS
 from stillhouse.report.study_arms import COLORS
 
 STYLE = files("stillhouse.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
@@ -14,7 +15,7 @@ TEXT = [
     *((ink, ground) for ink in ("ink", "muted", "accent") for ground in ("page", "card", "accent-soft", "warn-soft")),
     *(("ink", ground) for ground in ("good-soft", "bad-soft")),
 ]
-MARKS = [(name.removeprefix("@"), "card") for name in (*COLORS, "@before", "@teacher", "@muted")]
+MARKS = [(name.removeprefix("@"), "card") for name in (*COLORS, *ARMS, "@before", "@teacher", "@muted")]
 
 
 def themes() -> dict[str, dict[str, str]]:

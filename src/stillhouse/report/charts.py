@@ -86,8 +86,15 @@ def _legend_item(trace: Figure) -> LegendItem:
     )
 
 
-def domain_bars(domains: Sequence[str], series: Sequence[Series], *, chart_id: str = "domains") -> Chart:
-    """Horizontal bars of NLL: a group per domain, a bar per model, first series on top."""
+def domain_bars(
+    domains: Sequence[str],
+    series: Sequence[Series],
+    *,
+    chart_id: str = "domains",
+    title: str = "Held-out NLL by domain",
+    unit: str = "nats per token (lower is better)",
+) -> Chart:
+    """Horizontal bars: a group per domain, a bar per model, first series on top."""
     labels = distinct_labels(domains)
     traces = [
         {
@@ -107,13 +114,13 @@ def domain_bars(domains: Sequence[str], series: Sequence[Series], *, chart_id: s
     layout = base_layout(height=BAR_MARGIN + len(domains) * (len(series) * BAR_HEIGHT + 16))
     # Plotly draws groups from the bottom up; both orders are reversed to read from the top down.
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False}
-    layout["xaxis"] |= {"title": axis_title("nats per token (lower is better)"), "rangemode": "tozero"}
+    layout["xaxis"] |= {"title": axis_title(unit), "rangemode": "tozero"}
     layout |= {"barmode": "group", "bargap": 0.28, "bargroupgap": 0.08, "hovermode": "closest"}
     description = "; ".join(
         f"{label}: " + ", ".join(f"{s.name} {number(s.values[i])}" for s in series) for i, label in enumerate(labels)
     )
-    title = "Held-out NLL by domain"
-    return Chart(chart_id, title, f"Bar chart, nats per token. {description}", "", {"data": traces, "layout": layout})
+    measure = unit.partition(" (")[0]
+    return Chart(chart_id, title, f"Bar chart, {measure}. {description}", "", {"data": traces, "layout": layout})
 
 
 def distinct_labels(names: Sequence[str]) -> list[str]:

@@ -11,17 +11,18 @@ from urllib.parse import quote
 from stillhouse.errors import OutputError
 from stillhouse.report import charts
 from stillhouse.report.charts import Chart, Series
-from stillhouse.report.findings import LEVEL_NATS, comparison_headline, run_labels
+from stillhouse.report.findings import LEVEL_NATS, NAME_LIMIT, comparison_headline, run_labels
 from stillhouse.report.html import write_page
+from stillhouse.report.mixture import perplexity_table
 from stillhouse.report.rundata import RunData, read_run
-from stillhouse.report.text import chart_label
+from stillhouse.report.text import chart_label, clip
 
-COLORS = ("@student", "@run2", "@run3", "@run4", "@run5")
+COLORS = ("@student", "@run2", "@run3", "@run4", "@run5", "@run6", "@run7", "@run8")
 MAX_RUNS = len(COLORS)
 
 
 def render_comparison(run_dirs: Sequence[Path], names: Sequence[str], out: Path) -> Path:
-    """Write one page on two to five finished runs; ``names`` are shown where objectives do not tell them apart.
+    """Write one page on two to eight finished runs; ``names`` are shown where objectives do not tell them apart.
 
     Raises OutputError when a run is missing, damaged or not finished, when there are too few or too
     many, or when ``out`` cannot be written.
@@ -48,6 +49,7 @@ def render_comparison(run_dirs: Sequence[Path], names: Sequence[str], out: Path)
         runs=[_summary(label, run, out.parent) for label, run in zip(labels, runs, strict=True)],
         domains=_domain_rows(results),
         bars=_bars(labels, results),
+        perplexities=perplexity_table([clip(label, NAME_LIMIT) for label in labels], results),
         curves=charts.run_curves([(n, c, r.evaluations) for n, c, r in zip(labels, COLORS, runs, strict=False)]),
         samples=_samples(labels, results),
         warnings=_warnings(labels, results),

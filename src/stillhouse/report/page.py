@@ -12,6 +12,7 @@ from stillhouse.report.charts import Chart, Series
 from stillhouse.report.findings import domain_gap_closed, run_headline, worse_domains
 from stillhouse.report.html import write_page
 from stillhouse.report.methods import method_of
+from stillhouse.report.mixture import mixture_section
 from stillhouse.report.rundata import RunData, read_run
 
 MODELS = (
@@ -37,6 +38,7 @@ def render_run_report(run_dir: Path) -> Path:
         domains=domain_table(run.result),
         detailed=detailed_table(run.result),
         bars=_bars(run.result),
+        mixture=mixture_section(run),
         training=_training_charts(run),
         warnings=[*run.notes, *(run.result["warnings"] if run.result else [])],
         rejection_reasons=_rejection_reasons(run.result),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class RunData:
     result: dict[str, Any] | None
     notes: tuple[str, ...]
     """What was odd about the files."""
+    mixtures: list[dict[str, Any]] = field(default_factory=list)
+    """Where an interval began or was refused: weights, ratios and tokens by domain."""
 
     @property
     def objective(self) -> str:
@@ -65,6 +67,7 @@ def read_run(path: Path) -> RunData:
         evaluations=_of_kind(events, "evaluation"),
         result=result,
         notes=notes,
+        mixtures=_of_kind(events, "mixture"),
     )
 
 
