@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/ddk_arms"), help="folder of the runs")
     parser.add_argument("--pair", type=Path, default=Path("runs/small_pair"), help="folder of benchmarks/small_pair.py")
     parser.add_argument("--data", type=Path, default=SHARED_DATA / "corpora", help="folder DOMAIN/{train,validation}")
-    parser.add_argument("--part", choices=("student", "arms", "ablation", "all"), default="all")
+    parser.add_argument("--part", choices=("student", "tune", "arms", "ablation", "all"), default="all")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, default=400_000, help="training tokens of every run")
@@ -46,6 +46,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--interval", type=int, default=16, help="K, in steps of --batch-tokens")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of all arms")
+    parser.add_argument("--ted-weight", type=float, default=0.1, help="weight of TED's MSE (see part tune)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at one time, one thread each if more than one")
     parser.add_argument("--output", type=Path, default=None, help="also write the figures there")
     options = parser.parse_args(arguments)
@@ -157,17 +158,30 @@ def arms(options: argparse.Namespace, teacher: Path) -> dict[str, dict[str, Any]
     taught = {"teacher": {"path": str(teacher)}}
     weights = str(options.work / "doremi_proxy" / "runs" / "proxy-seed{seed}")
     ted = {"type": "ted", "mixing": {"type": "additive", "gamma": 0.2}, "temperature": 1.0, "scale_t2": False}
+    ted |= {"mse_weight": options.ted_weight, "filter_steps": 20}
     every = {
         "cpt": taught,  # the teacher is only measured
         "cpt_doremi": {**taught, **_mixture(options, "doremi", weights_from=weights)},
         "kd": {**taught, **_kd()},
         "reverse_kl": {**taught, **_kd(divergence={"type": "reverse_kl"})},
-        "ted": {**taught, "stages.0.objective": {**ted, "filter_steps": 20}},
+        "ted": {**taught, "stages.0.objective": ted},
         "ddk": {**taught, **_kd(), **_mixture(options, "ddk")},
         "ddk_unsmoothed": {**taught, **_kd(), **_mixture(options, "ddk_unsmoothed")},
         "ddk_equal": {**taught, **_kd(), **_mixture(options, "equal")},
     }
     return {name: every[name] for name in options.arms}
+
+
+def tune_ted(options: argparse.Namespace, base: dict[str, Any], teacher: Path) -> dict[str, float]:
+    """Held-out NLL by the weight of TED's MSE, which the paper of DDK does not give, for a seed of its own."""
+    own = argparse.Namespace(**{**vars(options), "arms": ["ted"]})
+    labels = {}
+    for weight in (0.001, 0.01, 0.1, 1.0):
+        own.ted_weight = weight
+        labels[f"ted{weight}"] = arms(own, teacher)["ted"]
+    study = run_study(options, "tune_ted", base, seeds=[99], axes={"method": labels})
+    rows = json.loads((study / "study_result.json").read_text(encoding="utf-8"))["rows"]
+    return {row["labels"]["method"]: row["result"]["nll"] for row in rows}
 
 
 def run_doremi(options: argparse.Namespace) -> None:
@@ -249,6 +263,8 @@ def main() -> None:
     student = pretrain_student(options)
     teacher = options.pair / "teacher" / "model"
     base = base_recipe(options, student, options.tokens, str(options.work / "rows"))
+    if options.part in ("tune", "all"):
+        report["tune_ted"] = tune_ted(options, base, teacher)
     if options.part in ("arms", "all"):
         if "cpt_doremi" in options.arms:
             run_doremi(options)
