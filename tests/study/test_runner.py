@@ -188,13 +188,15 @@ def test_a_cache_is_filled_before_the_runs_that_read_it(write_study: WriteStudy,
         assert flops["preparation"] > 0
 
 
-def kill_when(process: subprocess.Popen[str], reached: Callable[[], bool], *, seconds: float = 240.0) -> None:
-    """SIGKILL the process as soon as ``reached``; fails when it ends by itself before."""
-    deadline = time.monotonic() + seconds
+def kill_when(process: subprocess.Popen[str], reached: Callable[[], bool], *, pause: float = 0.0) -> None:
+    """SIGKILL the process ``pause`` seconds after ``reached``; fails when it ends by itself before."""
+    deadline = time.monotonic() + 240.0
     while not reached():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.01)
+    time.sleep(pause)
+    assert process.poll() is None, process.communicate()[0]
     process.kill()
     process.wait()
 
@@ -216,27 +218,23 @@ def test_killed_in_mid_run_and_resumed_gives_the_same_result(
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_killed_at_random_ten_times_and_resumed_gives_the_same_result(
-    write_study: WriteStudy, start_study: StartStudy
+    write_study: WriteStudy, start_study: StartStudy, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"seeds": [0, 1, 2], "train": {"steps": 60}, "jobs": 2}
+    options: dict[str, Any] = {"seeds": [0, 1, 2], "train": {"steps": 200}, "jobs": 2}
     whole = run(write_study("whole", **options)).result
-    path, moments = write_study("killed", **options), random.Random(20)
-    kills, done = 0, 0
-    while kills < 10:
+    path, moments, done = write_study("killed", **options), random.Random(20), 0
+
+    def trains_since(start: float) -> bool:
+        return any(file.stat().st_mtime > start for file in (tmp_path / "killed").rglob("metrics.jsonl"))
+
+    for _ in range(10):
+        start = time.time()
         process = start_study(path)
-        try:
-            process.wait(timeout=moments.uniform(4.0, 14.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-        plan = plan_study(config_of(path), path.parent)
-        states = read_states(plan, path.parent / "killed", retry_failed=False)
+        kill_when(process, lambda start=start: trains_since(start), pause=moments.uniform(0.0, 3.0))
+        states = read_states(plan_study(config_of(path), tmp_path), tmp_path / "killed", retry_failed=False)
         before, done = done, sum(state.status == "done" for state in states.values())
         assert done >= before
-        if done == len(plan.runs):
-            break
-    assert kills >= 3, "the study was over before it could be killed; make its runs longer"
+    assert done < 6, "nothing was left to resume; make the runs longer"
     resumed = run(path).result
     assert [row["status"] for row in resumed["rows"]] == ["done"] * 6
     assert without_times(resumed) == without_times(whole)
