@@ -14,6 +14,7 @@ from stillhouse.divergence.hidden_state import (
     layer_map,
     make_filters,
     masked_mse,
+    unit_scale,
 )
 from stillhouse.errors import RecipeError
 
@@ -63,6 +64,16 @@ def test_alignment_loss_averages_over_layers_and_trains_the_student_side_only() 
     assert goal.grad is None
     assert all(p.grad is None for p in teachers.parameters())
     assert all(p.grad is not None for p in students.parameters())
+
+
+def test_outputs_are_scaled_row_by_row() -> None:
+    # [3, 4]: mean square 12.5, so divided by 3.5355; a row of zeros stays zero with a finite gradient
+    hidden = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-300.0, 400.0]], requires_grad=True)
+    scaled = unit_scale(hidden)
+    torch.testing.assert_close(scaled, torch.tensor([[0.848528, 1.131371], [0.0, 0.0], [-0.848528, 1.131371]]))
+    scaled[0].sum().backward()
+    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad[0] @ torch.tensor([3.0, 4.0]), torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
 def test_micro_batches_add_up_under_one_normaliser() -> None:

@@ -139,6 +139,16 @@ def alignment_loss(
     return torch.stack(losses).mean()
 
 
+def unit_scale(hidden: Tensor) -> Tensor:
+    """Scale each row of [N, d] to a root mean square of 1, in float32; gradients flow.
+
+    TED's authors align models whose layers end in a norm. Layers of today's decoders do not: their
+    outputs grow with depth, and a weight for their MSE would mean something else in every model.
+    """
+    values = hidden.float()
+    return values * torch.rsqrt(values.square().mean(dim=-1, keepdim=True) + 1e-6)
+
+
 @torch.no_grad()
 def filtered(hidden: Sequence[Tensor], filters: nn.ModuleList) -> tuple[Tensor, ...]:
     """What frozen filters make of M layer outputs [N, d]: M tensors [N, d_f]."""

@@ -4,7 +4,8 @@ Stage I trains the filters of teacher and student, each with its own model froze
 filter k's output is read by a frozen final norm and head. That is the model's own where the filter
 keeps its width. A student narrower than its teacher is filtered into the teacher's width, and the
 teacher's norm and head read it there. Stage II is the training loop's own: the student's filters are
-trained with it, the teacher's make the goals.
+trained with it, the teacher's make the goals. Layer outputs are scaled to a root mean square of 1
+before any filter.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from stillhouse.divergence.hidden_state import (
     filtered,
     layer_map,
     make_filters,
+    unit_scale,
 )
 from stillhouse.divergence.objective import ObjectiveTerms
 from stillhouse.errors import TrainingError
@@ -94,7 +96,7 @@ class HiddenAlignment(nn.Module):
 
     def loss(self, hidden: Sequence[Tensor], goals: Sequence[Tensor], normaliser: float) -> Tensor:
         """The MSE of M layer outputs [N, d_S] against the goals [N, d_f], a float32 scalar before its weight."""
-        return alignment_loss(hidden, goals, self.filters, normaliser=normaliser)
+        return alignment_loss([unit_scale(h) for h in hidden], goals, self.filters, normaliser=normaliser)
 
 
 class AlignedModule(Protocol):
@@ -117,7 +119,8 @@ class HiddenTeacher:
     def targets(self, batch: Batch) -> HiddenTargets:
         """Targets of a batch on the device, N of each."""
         found = self.teacher.targets(batch, self._layers)
-        return HiddenTargets(found.projection, filtered([found.layers[i] for i in self._layers], self.filters))
+        outputs = [unit_scale(found.layers[i]) for i in self._layers]
+        return HiddenTargets(found.projection, filtered(outputs, self.filters))
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ class FilterTraining:
 
         def teacher_outputs(batch: Batch) -> list[Tensor]:
             layers = teacher.targets(batch, alignment.teacher_layers).layers
-            return [layers[i] for i in alignment.teacher_layers]
+            return [unit_scale(layers[i]) for i in alignment.teacher_layers]
 
         losses = {
             "teacher": self._train_side("teacher", hidden_teacher.filters, teacher_outputs, read_teacher),
@@ -255,13 +258,13 @@ def teacher_filters(config: TEDObjective, alignment: HiddenAlignment, teacher: S
 
 
 def _student_outputs(model: PreTrainedModel, layers: Sequence[int]) -> Outputs:
-    """The outputs [N, d_S] of the student's layers at the target positions, without a graph."""
+    """The scaled outputs [N, d_S] of the student's layers at the target positions, without a graph."""
     parts = split_model(model)
 
     def outputs(batch: Batch) -> list[Tensor]:
         with torch.no_grad(), evaluating(model), recorded_layers(model, layers) as found:
             parts.hidden(batch)
-        return [found[i][batch.predictor_mask] for i in layers]
+        return [unit_scale(found[i][batch.predictor_mask]) for i in layers]
 
     return outputs
 
