@@ -12,8 +12,8 @@ import numpy as np
 from stillhouse.data.dataset import Dataset
 from stillhouse.data.document import DocumentSet, Int64Array
 from stillhouse.data.prepare import Prepared, count_domains
-from stillhouse.evaluation.nll import NLLReport, TokenScorer, measure_nll
 from stillhouse.evaluation.assess import teacher_scorer
+from stillhouse.evaluation.nll import NLLReport, TokenScorer, measure_nll
 from stillhouse.mixture.controller import DomainLosses, Measurements, MixtureController
 from stillhouse.mixture.discrepancy import DiscrepancyStop
 from stillhouse.mixture.interval import IntervalPlan
