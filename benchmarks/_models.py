@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,15 +19,16 @@ def folder_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return load_model(ModelConfig(path=str(folder)), dtype=dtype, base_dir=folder)
 
 
-def as_batch(rows: RowBatch) -> Batch:
-    """Right-pad the rows to one batch [B, T] of one domain."""
+def as_batch(rows: RowBatch, numbers: Sequence[int] | None = None) -> Batch:
+    """Right-pad the rows to one batch [B, T] of one domain; ``numbers``: the rows' documents (None: from 0)."""
     width = max(len(row.input_ids) for row in rows)
     input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
     loss_mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for index, row in enumerate(rows):
         input_ids[index, : len(row.input_ids)] = torch.tensor(row.input_ids)
         loss_mask[index, : len(row.loss_mask)] = torch.tensor(row.loss_mask)
-    documents = torch.arange(len(rows)).repeat_interleave(loss_mask.sum(dim=1))
+    ids = torch.arange(len(rows)) if numbers is None else torch.tensor(numbers)
+    documents = ids.repeat_interleave(loss_mask.sum(dim=1))
     return Batch(
         input_ids=input_ids,
         position_ids=torch.arange(width).expand(len(rows), width).contiguous(),

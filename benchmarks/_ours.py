@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.batching import group_by_length
 from stillhouse.data.chat import ChatFormat
-from stillhouse.data.document import UID_BYTES, Document, DocumentSet
+from stillhouse.data.document import UID_BYTES, Document, DocumentSet, document_uid
 from stillhouse.data.rows import Message
 from stillhouse.divergence.fused import fused_objective
 from stillhouse.divergence.objective import ObjectiveTerms
@@ -47,6 +47,11 @@ from stillhouse.recipe import (
     PrunedStudent,
     SFTObjective,
 )
+from stillhouse.targets.cache import TargetCache
+from stillhouse.targets.cached_teacher import CachedTeacher
+from stillhouse.targets.capture import CaptureSettings, capture
+from stillhouse.targets.codec import Sampled
+from stillhouse.targets.manifest import CacheIdentity
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.protocol import Projection
 from stillhouse.training.distributed import World
@@ -59,6 +64,9 @@ MICRO_BATCH_TOKENS = 1024
 """Ours holds so many padded tokens at a time, as `optimisation.micro_batch_tokens` sets it; the gradient of
 the step is the same. TRL has no token budget: its way to hold less is to accumulate over fewer rows."""
 HEAD_TURNS = 5
+CACHE_FOLDER = "targets"
+BENCHMARK_TOKENIZER = "the teacher's"
+"""Stands for a tokenizer's hash in the documents' ids: there is one tokenizer here."""
 KD = KDObjective(type="kd", mixing=ConvexMixing(kd_weight=1.0))
 """Forward KL alone, because TRL's loss has no cross-entropy; ours is measured all the same."""
 
@@ -101,17 +109,41 @@ def gsm8k_batches(data: Path, tokenizer: PreTrainedTokenizerFast, *, rows: int, 
     return [encoded[start : start + rows] for start in range(0, len(encoded), rows)]
 
 
+def capture_batches(work: Path, chunk: int) -> None:
+    """Score the stored batches with the teacher into a cache under ``work``, before anything is timed."""
+    documents = _documents(read_batches(work))
+    model = folder_model(work / TEACHER_FOLDER, torch.bfloat16)
+    vocab_size = int(model.config.get_text_config().vocab_size)
+    identity = CacheIdentity("teacher", documents.tokenizer_hash, Sampled(draws=50), 1.0, vocab_size, 0)
+    settings = CaptureSettings(micro_batch_tokens=MICRO_BATCH_TOKENS, chunk=chunk)
+    cache = TargetCache.open_or_create(work / CACHE_FOLDER, identity)
+    capture(LiveTeacher(model, vocabulary_map=None, vocab_size=vocab_size), documents, cache, settings)
+
+
+def _documents(batches: Sequence[RowBatch]) -> DocumentSet:
+    """All rows of all batches as documents, in order."""
+    made = []
+    for row in (row for batch in batches for row in batch):
+        ids, mask = np.array(row.input_ids, np.int32), np.array(row.loss_mask, np.bool_)
+        made.append(Document(ids, mask, 0, document_uid(ids, mask, BENCHMARK_TOKENIZER)))
+    return DocumentSet.build(made, range(len(made)), ("math",), BENCHMARK_TOKENIZER)
+
+
 def measure_ours(job: Job) -> dict[str, Any]:
-    """Train with our step over the stored batches; ``ours-kd`` or ``ours-sft``.
+    """Train with our step over the stored batches; ``ours-kd``, ``ours-cached`` or ``ours-sft``.
 
     ``bfloat16`` means float32 master weights and optimizer state with bfloat16 compute.
     """
     dtype = getattr(torch, job.dtype)
-    kd = job.contestant == "ours-kd"
+    cached = job.contestant == "ours-cached"
+    kd = job.contestant == "ours-kd" or cached
+    batches = read_batches(job.work)
     student = folder_model(job.work / STUDENT_FOLDER, torch.float32).train()
     vocab_size = student.get_input_embeddings().weight.shape[0]
-    teacher = None
-    if kd:
+    teacher: LiveTeacher | CachedTeacher | None = None
+    if cached:
+        teacher = CachedTeacher(TargetCache.open(job.work / CACHE_FOLDER), _documents(batches))
+    elif kd:
         teacher_model = folder_model(job.work / TEACHER_FOLDER, dtype)
         teacher = LiveTeacher(teacher_model, vocabulary_map=None, vocab_size=vocab_size)
     module = DistillationModule(student, chunk=job.chunk, compiled=True)
@@ -124,22 +156,21 @@ def measure_ours(job: Job) -> dict[str, Any]:
         domains=("math",),
         world=World(0, 1, torch.device("cpu")),
     )
-    batches = read_batches(job.work)
     losses = []
     clock = StepClock(job.warmup)
     clock.start()
-    for rows in batches:
-        micro_batches = [as_batch(group) for group in _micro_batches(rows)]
+    for number, rows in enumerate(batches):
+        first = sum(len(batch) for batch in batches[:number])
+        micro_batches = [as_batch([rows[i] for i in g], [first + i for i in g]) for g in _micro_batches(rows)]
         targets = sum(int(batch.loss_mask.sum()) for batch in micro_batches)
         losses.append(step.run(micro_batches, targets, learning_rate=1e-4).loss)
         clock.step_done()
     return {**clock.result([num_tokens(rows) for rows in batches]), "mean_loss": sum(losses) / len(losses)}
 
 
-def _micro_batches(rows: RowBatch) -> list[RowBatch]:
+def _micro_batches(rows: RowBatch) -> list[list[int]]:
     """Cut a step as the loop does: rows of like length together, under a budget of padded tokens."""
-    groups = group_by_length([len(row.input_ids) for row in rows], MICRO_BATCH_TOKENS)
-    return [[rows[index] for index in group] for group in groups]
+    return group_by_length([len(row.input_ids) for row in rows], MICRO_BATCH_TOKENS)
 
 
 def fused_kd(student: Projection, teacher: Projection, labels: Tensor, weight_gradient: Tensor, chunk: int) -> None:

@@ -4,11 +4,12 @@ SmolLM2-135M-Instruct teaches a student of 6 of its 30 layers on GSM8K chat rows
 Every contestant runs in a process of its own (peak memory belongs to a process), on the same
 batches, in turns over the repeats, so that a busy machine slows all alike:
 
-  trl        TRL's GKDTrainer, lmbda 0 and beta 0 (forward KL on the data), no activation checkpointing
-  ours-kd    our training step with the same divergence
-  ours-sft   our training step without a teacher
-  floor      bare backbones and the head's four products per chunk; no optimizer, nothing pointwise
-  head       the fused objective alone beside its four products, in targets per second
+  trl          TRL's GKDTrainer, lmbda 0 and beta 0 (forward KL on the data), no activation checkpointing
+  ours-kd      our training step with the same divergence
+  ours-cached  our training step from a cache of the teacher's targets (random sampling, 50 draws)
+  ours-sft     our training step without a teacher
+  floor        bare backbones and the head's four products per chunk; no optimizer, nothing pointwise
+  head         the fused objective alone beside its four products, in targets per second
 
 Tokens are real ones, prompts included and padding not. In bfloat16, TRL holds everything in
 bfloat16; ours holds float32 masters and optimizer state and computes in bfloat16. The peak is the
@@ -30,7 +31,7 @@ from _measure import Job, Spread, job_from_arguments, run_child
 
 Results = dict[tuple[str, str], list[dict[str, Any]]]
 
-CONTESTANTS = ("trl", "ours-kd", "ours-sft", "floor", "head")
+CONTESTANTS = ("trl", "ours-kd", "ours-cached", "ours-sft", "floor", "head")
 DTYPES = ("float32", "bfloat16")
 HERE = Path(__file__).resolve().parent
 SHARED_DATA = Path(os.environ.get("STILLHOUSE_SHARED_DATA", HERE.parent.parent / "shared" / "data"))
@@ -77,7 +78,7 @@ def run_all(options: argparse.Namespace, work: Path) -> Results:
                 results.setdefault((contestant, dtype), []).append(result)
                 speed, peak = result["tokens_per_second"], result["peak_rss_gib"]
                 print(
-                    f"{repeat + 1}/{options.repeats} {dtype:9}{contestant:9}{speed:8.0f} tok/s {peak:6.2f} GiB",
+                    f"{repeat + 1}/{options.repeats} {dtype:9}{contestant:12}{speed:8.0f} tok/s {peak:6.2f} GiB",
                     flush=True,
                 )
     return results
@@ -99,6 +100,11 @@ def ratios(results: Results, dtype: str) -> dict[str, float]:
             ("ours-kd", "tokens_per_second"),
             ("ours-sft", "tokens_per_second"),
         ),
+        "ours_cached_over_ours_sft_tokens_per_second": (
+            ("ours-cached", "tokens_per_second"),
+            ("ours-sft", "tokens_per_second"),
+        ),
+        "ours_cached_over_trl_tokens_per_second": (("ours-cached", "tokens_per_second"), ("trl", "tokens_per_second")),
         "fused_head_over_its_products": (("head", "tokens_per_second"), ("head", "products_tokens_per_second")),
     }
     found = {}
@@ -131,6 +137,7 @@ def child(job: Job) -> dict[str, Any]:
 
     measures: dict[str, Callable[[Job], dict[str, Any]]] = {
         "ours-kd": measure_ours,
+        "ours-cached": measure_ours,
         "ours-sft": measure_ours,
         "floor": measure_floor,
         "head": measure_head,
@@ -145,7 +152,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(child(job)))
         return
     options = parse(arguments)
-    from _ours import prepare
+    from _ours import capture_batches, prepare
 
     with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
         work = Path(folder)
@@ -157,6 +164,8 @@ def main(arguments: list[str]) -> None:
             rows=options.rows,
             steps=options.warmup + options.steps,
         )
+        if "ours-cached" in options.only:
+            capture_batches(work, options.chunk)
         results = run_all(options, work)
     print("\n".join(table(results, options.dtypes)))
     stored = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
