@@ -196,6 +196,34 @@ def evaluate(
     evaluate_model_on(model, data, options)
 
 
+@app.command("lm-eval")
+def lm_eval(
+    model: Annotated[str, typer.Argument(help="Model folder, hub name, GGUF file or package:NAME.")],
+    tasks: Annotated[str, typer.Option(help="Names separated by commas, for example local_arc_easy,gsm8k.")],
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the files of the local_* tasks.")] = None,
+    task_dir: Annotated[Path | None, typer.Option(help="Folder with more task files (YAML).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use so many rows of each task.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Worked examples before each question.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest generation; else as the task says.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in one forward pass.")] = 8,
+    chat_template: Annotated[bool, typer.Option("--chat-template", help="Put prompts into the chat template.")] = False,
+    precision: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    execute_code: Annotated[bool, typer.Option("--execute-code", help="Allow tasks that run generated code.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the numbers as JSON.")] = None,
+) -> None:
+    """Run tasks of lm-evaluation-harness on a model (needs the extra lm-eval)."""
+    from stillhouse.cli.lm_eval import run_tasks
+    from stillhouse.evaluation.lm_eval_bridge import HarnessRequest
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    request = HarnessRequest(
+        names, data_dir, task_dir, limit, num_fewshot, max_new_tokens, batch_size, chat_template, execute_code
+    )
+    run_tasks(model, request, precision=precision, output=output)
+
+
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Run, study or comparison directory; several runs are compared.")],

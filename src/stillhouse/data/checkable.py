@@ -92,8 +92,8 @@ def _instructions(record: Mapping[str, Any], where: str) -> tuple[Instruction, .
     ids = record.get("instruction_id_list")
     if not ids:
         return ()
-    kwargs = record.get("kwargs")
-    if not isinstance(ids, list) or not isinstance(kwargs, list) or len(ids) != len(kwargs):
+    kwargs: Any = record.get("kwargs")
+    if not isinstance(ids, list) or not _are_objects(kwargs) or len(ids) != len(kwargs):
         raise DataError(
             f"{where}: 'instruction_id_list' and 'kwargs' must be lists of the same length, one object of arguments"
             " for each id (IFEval's form); mend the row or rename the columns"
@@ -104,6 +104,10 @@ def _instructions(record: Mapping[str, Any], where: str) -> tuple[Instruction, .
         )
         for name, given in zip(ids, kwargs, strict=True)
     )
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(item is None or isinstance(item, dict) for item in value)
 
 
 def _argument(value: Any, where: str) -> ArgumentValue:
