@@ -122,7 +122,8 @@ class _Study:
             teacher, objective = None, {"type": "sft"}
         elif not isinstance(arm, str):
             assert teacher is not None
-            codec = {key: value for key, value in arm.describe().items() if key != "statistics"}
+            # What is kept beside the targets is no choice of a recipe's.
+            codec = {key: value for key, value in arm.describe().items() if key not in ("statistics", "entropy")}
             teacher |= {"source": "cache", "cache": {"dir": f"caches/{name}", "codec": codec}}
         return {
             "seed": seed,
