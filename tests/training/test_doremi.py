@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from stillhouse.errors import ModelError, RecipeError
+from stillhouse.preflight.check import preflight
 from stillhouse.recipe import Recipe
 from stillhouse.training.doremi import WEIGHTS_NAME, read_weights
 from stillhouse.training.run import train
@@ -154,6 +155,19 @@ def test_bad_weights_are_named(make_recipe: MakeRecipe, tmp_path: Path, content:
         path.write_text(json.dumps(content))
     with pytest.raises(RecipeError, match=expected):
         train(with_weights(make_recipe, str(path)))
+
+
+def test_the_preflight_says_what_is_not_there_yet_and_checks_what_is(
+    make_recipe: MakeRecipe, proxy: MakeRecipe, tmp_path: Path
+) -> None:
+    early = with_weights(make_recipe, str(tmp_path / "proxy_run"))
+    assert any("proxy_run is not there yet" in w for w in preflight(early, base_dir=tmp_path).warnings)
+    first = proxy(objective={"reference": str(tmp_path / "reference_run")})
+    assert any("reference_run is no folder here" in w for w in preflight(first, base_dir=tmp_path).warnings)
+    assert not any("no folder" in w for w in preflight(proxy(), base_dir=tmp_path).warnings)
+    (tmp_path / "weights.json").write_text(json.dumps({"format": 1, "weights": {"maths": 1.0}}))
+    with pytest.raises(RecipeError, match="maths: there is no such domain"):
+        preflight(with_weights(make_recipe, str(tmp_path / "weights.json")), base_dir=tmp_path)
 
 
 def test_an_unfinished_reference_is_named(proxy: MakeRecipe, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -22,6 +23,8 @@ from stillhouse.preflight.estimate import Estimate, ModelSize, estimate, in_sequ
 from stillhouse.recipe import (
     CrossTokenizerObjective,
     DistillationObjective,
+    DoReMiMixture,
+    DoReMiProxyObjective,
     ModelConfig,
     PretrainedStudent,
     PrunedStudent,
@@ -29,7 +32,7 @@ from stillhouse.recipe import (
     StageConfig,
 )
 from stillhouse.run_directory import RunDirectory
-from stillhouse.training.mixing import interval_steps_of, num_interval_steps, split_held_out
+from stillhouse.training.mixing import constant_weights, interval_steps_of, num_interval_steps, split_held_out
 from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source
 from stillhouse.training.precision import resolve_dtype
 from stillhouse.training.served import refuse_trimmed
@@ -125,7 +128,10 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
         estimate=guess,
         memory_available=memory,
         disk_available=disk,
-        warnings=_warnings(recipe, dataset, guess, memory, disk, device),
+        warnings=[
+            *_doremi_warnings(recipe, dataset, base_dir),
+            *_warnings(recipe, dataset, guess, memory, disk, device),
+        ],
     )
 
 
@@ -191,6 +197,28 @@ def _amount(recipe: Recipe, stage: StageConfig, dataset: Dataset) -> tuple[int, 
     plan = Plan(dataset.train.documents.lengths, batch_tokens=optimisation.batch_tokens, seed=recipe.seed)
     steps = plan.num_steps_for(optimisation.budget)
     return steps, plan.tokens_before(steps)
+
+
+def _doremi_warnings(recipe: Recipe, dataset: Dataset, base_dir: Path) -> list[str]:
+    """What the runs before have not left yet; weights that are there are checked against the domains."""
+    found = []
+    for i, stage in enumerate(recipe.stages):
+        mixture, objective = stage.mixture, stage.objective
+        if isinstance(mixture, DoReMiMixture):
+            documents = dataset.of_stage(stage.name).train.documents
+            tokens = np.bincount(documents.domain_ids, weights=documents.lengths, minlength=len(documents.domains))
+            if (base_dir / mixture.weights_from).exists():
+                constant_weights(mixture, documents.domains, tokens.astype(np.int64), base_dir)
+            else:
+                found.append(
+                    f"stages.{i}.mixture.weights_from={mixture.weights_from} is not there yet; train the proxy first"
+                )
+        if isinstance(objective, DoReMiProxyObjective) and not (base_dir / objective.reference).exists():
+            found.append(
+                f"stages.{i}.objective.reference={objective.reference} is no folder here: train the reference first, "
+                "unless it is the name of a model"
+            )
+    return found
 
 
 def _warnings(
