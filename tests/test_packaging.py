@@ -111,3 +111,9 @@ def test_tracked_files_name_no_machine_and_no_registry() -> None:
             if MACHINE_PATH.search(line) or any(host in line for host in REGISTRY_HOSTS):
                 found.append(f"{relative(path)}:{number}: {line.strip()[:120]}")
     assert found == []
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Test folders are no packages, so pytest would take the second file for the first."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
