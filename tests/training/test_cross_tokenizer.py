@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_distributed import assert_follows, launch
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError, ModelError
@@ -153,3 +154,18 @@ def test_a_teacher_without_a_template_is_named_before_training(
             (base / file.name).write_bytes(file.read_bytes())
     with pytest.raises(DataError, match=r"teacher\.path.*no chat template"):
         train(make_recipe(teacher={"path": str(base)}, objective=GOLD))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_follow_one(
+    make_recipe: MakeRecipe, other_model_dir: Path, tmp_path: Path, strategy: str
+) -> None:
+    settings: dict[str, Any] = {
+        "teacher": {"path": str(other_model_dir)},
+        "objective": {**GOLD, "method": {"type": "gold", "ce_weight": 0.5}},
+        "optimisation": {"learning_rate": 1e-3},
+    }
+    one = train(make_recipe("one", **settings)).directory
+    launch(make_recipe("two", **settings, parallel={"strategy": strategy}), tmp_path, processes=2)
+    assert_follows(one, tmp_path / "two")
