@@ -172,7 +172,9 @@ def test_filters_that_diverge_are_named(make_recipe: MakeRecipe, monkeypatch: py
         return torch.stack([p.sum() for p in filters.parameters()]).sum() * torch.nan
 
     monkeypatch.setattr("stillhouse.training.ted.filter_task_loss", nan)
-    with pytest.raises(TrainingError, match=r"the teacher's filters: the loss of step 1 is nan; lower .*filter_learning"):
+    with pytest.raises(
+        TrainingError, match=r"the teacher's filters: the loss of step 1 is nan; lower .*filter_learning"
+    ):
         train(make_recipe(objective=TED))
 
 
