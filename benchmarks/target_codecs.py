@@ -132,7 +132,8 @@ def main() -> None:
     finally:
         shutil.rmtree(work)
     about = {**vars(options), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    about["data"] = Path(options.data).name
+    for name in ("data", "teacher", "student", "results"):  # a reader elsewhere has other folders
+        about[name] = about[name] and Path(about[name]).name
     print(json.dumps({"benchmark": "target_codecs", "setup": about, **result}))
 
 
