@@ -47,6 +47,10 @@ class TrainingError(StillhouseError, RuntimeError):
     """Training cannot go on: a loss is not finite, or a checkpoint does not fit the recipe."""
 
 
+class EvaluationError(StillhouseError, RuntimeError):
+    """A model cannot be scored as it was asked for, on this machine."""
+
+
 class SynthesisError(StillhouseError, RuntimeError):
     """No synthetic row could be made; the message says what became of the candidates."""
 

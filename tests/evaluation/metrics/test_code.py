@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.data.checkable import CodeTest
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import EvaluationError
 from stillhouse.evaluation.metrics.code import extract_code, program_of, run_tests
 from stillhouse.evaluation.metrics.sandbox import Sandbox, _outcome
 
@@ -120,9 +120,9 @@ def test_root_gives_up_its_rights(sandbox: Sandbox, tmp_path: Path) -> None:
 
 
 def test_a_child_that_cannot_be_confined_is_an_error_of_ours() -> None:
-    with pytest.raises(StillhouseError, match="cannot be confined on this machine: unusable no limits"):
+    with pytest.raises(EvaluationError, match="cannot be confined on this machine: unusable no limits"):
         _outcome("unusable no limits", "", "word")
-    with pytest.raises(StillhouseError, match="cannot be confined on this machine: no such interpreter"):
+    with pytest.raises(EvaluationError, match="cannot be confined on this machine: no such interpreter"):
         _outcome("", "no such interpreter", "word")
 
 

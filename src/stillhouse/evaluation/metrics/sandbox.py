@@ -20,7 +20,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillhouse.errors import TrainingError
+from stillhouse.errors import EvaluationError
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 
@@ -48,7 +48,7 @@ class Sandbox:
     def run(self, program: str) -> RunOutcome:
         """Run ``program`` to its end or to a limit; whatever it prints is thrown away.
 
-        Raises TrainingError where it cannot be confined, since nothing may run without that.
+        Raises EvaluationError where it cannot be confined, since nothing may run without that.
         """
         word = secrets.token_hex(16)
         job = json.dumps({"program": program, "word": word, "limits": self._limits()})
@@ -95,7 +95,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _outcome(said: str, complaint: str, word: str) -> RunOutcome:
     # The child closes its standard error before the program begins, so a complaint is about the child.
     if said.startswith("unusable") or complaint:
-        raise TrainingError(f"generated code cannot be confined on this machine: {said or complaint.strip()}")
+        raise EvaluationError(f"generated code cannot be confined on this machine: {said or complaint.strip()}")
     network, _, verdict = said.partition(" ")
     if verdict == word:
         return RunOutcome(True, "", network == "isolated")
