@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -77,3 +80,14 @@ def test_a_named_precision_is_taken(name: str, dtype: torch.dtype) -> None:
 def test_auto_follows_the_machine() -> None:
     wanted = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32
     assert resolve_dtype("auto", torch.device("cpu")) is wanted
+
+
+def test_nothing_is_kept_when_training_is_over() -> None:
+    module = tied()
+    weights = MasterWeights(module, torch.bfloat16)
+    module.embedding(torch.tensor([0])).sum().backward()
+    assert weights.gradient_of(module.embedding.weight) is not None
+    kept = [weakref.ref(weights), weakref.ref(weights.named()["embedding.weight"]), weakref.ref(module)]
+    del weights, module
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None, None]

@@ -7,7 +7,8 @@ Gradients are added into float32 buffers as soon as autograd has them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +59,13 @@ class MasterWeights:
         else:
             master = exact.requires_grad_(False)
             self._copies.append((parameter, master))
-            parameter.register_post_accumulate_grad_hook(self._fold)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(_weakly(self))  # type: ignore[no-untyped-call]
         master.grad = torch.zeros_like(exact)
         self._by_parameter[id(parameter)] = master
         self._named[name] = master
 
-    def _fold(self, parameter: Tensor) -> None:
+    def fold(self, parameter: Tensor) -> None:
+        """Move a parameter's gradient into its master's buffer."""
         master = self._by_parameter[id(parameter)]
         assert master.grad is not None
         assert parameter.grad is not None
@@ -107,6 +109,20 @@ class MasterWeights:
         for master in self._named.values():
             assert master.grad is not None
             yield master.grad
+
+
+def _weakly(weights: MasterWeights) -> Callable[[Tensor], None]:
+    """The hook that folds a gradient. It does not hold ``weights``: the collector does not see through
+    a tensor's hooks, so a cycle through them would keep every run's weights for the life of the process.
+    """
+    reference = weakref.ref(weights)
+
+    def fold(parameter: Tensor) -> None:
+        found = reference()
+        assert found is not None, "whoever trains holds the weights"
+        found.fold(parameter)
+
+    return fold
 
 
 class ShardedWeights:
