@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ DOMAIN_ROWS = {
     "greetings": [(f"Greet {name}.", f"Hello {name}, how are you?") for name in ("Ada", "Bo", "Cy", "Dee", "Eve")],
     "spelling": [(f"Spell {word!r}.", "-".join(word)) for word in ("cat", "tree", "house", "river", "cloud", "stone")],
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """A shell starts background jobs with Ctrl-C ignored; tests that send it must not wait for ever there."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
