@@ -254,6 +254,15 @@ def ablation(options: argparse.Namespace, base: dict[str, Any], teacher: Path) -
     return summary(options, study, list(variants), "variant")
 
 
+def rounded(value: Any) -> Any:
+    """Six digits are more than the spread over seeds leaves meaning in."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
 def main() -> None:
     """Run the wanted parts and print what came out."""
     options = parse(sys.argv[1:])
@@ -276,7 +285,7 @@ def main() -> None:
         report["ablation"] = ablation(options, base, teacher)
     report["seconds"] = time.monotonic() - started
     if options.output is not None:
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(rounded(report)) + "\n", encoding="utf-8")
     print(json.dumps(report))
 
 
