@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 
 import stillhouse.training.run as run_module
 from stillhouse.errors import DataError
+from stillhouse.run_directory import RunDirectory
 from stillhouse.study.task import Report, Task
 from stillhouse.study.worker import perform
+from stillhouse.training.loop import LoopState
+from stillhouse.training.run import RunOutcome
 
 
 @pytest.fixture
@@ -58,6 +62,26 @@ def test_what_nobody_expected_leaves_a_traceback_and_ends_the_worker(
         with pytest.raises(ZeroDivisionError, match="ours"):
             perform(task)
     assert "ZeroDivisionError: ours" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_checkpoints_of_a_finished_run_go_unless_they_are_kept(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints" / "main").mkdir(parents=True)
+
+    def train(recipe: Any, *, base_dir: Path, console: Any) -> RunOutcome:
+        return RunOutcome(RunDirectory(run).path, LoopState(stopped_because=ended), {})
+
+    monkeypatch.setattr(run_module, "train", train)
+    task = dataclasses.replace(task, keep_checkpoints=keep)
+    ended = "interrupted"
+    assert perform(task).status == "interrupted"
+    assert (run / "checkpoints").is_dir()
+    ended = "budget"
+    assert perform(task).status == "done"
+    assert (run / "checkpoints").is_dir() == keep
 
 
 def test_a_signal_outside_training_interrupts_the_task(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

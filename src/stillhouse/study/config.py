@@ -82,6 +82,8 @@ class StudyConfig(Config):
     """Times that a failing run is tried again at once, before it counts as failed."""
     jobs: int = Field(default=1, ge=1)
     """Runs at one time; local ones share the cores."""
+    keep_checkpoints: bool = False
+    """Finished runs keep their checkpoints, optimizer state included; otherwise only the model stays."""
     parallel: Literal["local", "ray"] = "local"
     """`local`: worker processes here. `ray`: tasks on a Ray cluster whose machines share the folder."""
 

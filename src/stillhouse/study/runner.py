@@ -207,7 +207,9 @@ class _Study:
 
     def _task(self, run: PlannedRun, kind: Kind, log: Path) -> Task:
         name = run.name if kind == "train" else f"{kind} {run.name}"
-        return Task(name, kind, run.recipe.model_dump(mode="json"), str(self._base.absolute()), str(log.absolute()))
+        recipe = run.recipe.model_dump(mode="json")
+        keep = self._plan.config.keep_checkpoints
+        return Task(name, kind, recipe, str(self._base.absolute()), str(log.absolute()), keep)
 
     def _show(self) -> None:
         self._view.show(Status(self._folder, self._states, self._durations, self._plan.config.jobs))

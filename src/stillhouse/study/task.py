@@ -20,6 +20,8 @@ class Task:
     base_dir: str
     log: str
     """File that takes what the run prints."""
+    keep_checkpoints: bool = True
+    """False: the checkpoints go when the run is finished."""
 
     def to_line(self) -> str:
         return json.dumps(asdict(self))

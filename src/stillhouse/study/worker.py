@@ -13,6 +13,7 @@ import fcntl
 import gc
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -82,7 +83,13 @@ def _do(task: Task, console: Console) -> Status:
         return "done"
     from stillhouse.training.run import train
 
-    return "interrupted" if train(recipe, base_dir=base_dir, console=console).interrupted else "done"
+    outcome = train(recipe, base_dir=base_dir, console=console)
+    if outcome.interrupted:
+        return "interrupted"
+    if not task.keep_checkpoints:
+        # With Adam's moments they are six times the size of the model, and nothing reads them again.
+        shutil.rmtree(outcome.directory / "checkpoints", ignore_errors=True)
+    return "done"
 
 
 def _capture(recipe: Recipe, base_dir: Path, console: Console) -> None:
