@@ -165,6 +165,10 @@ def test_the_preflight_says_what_is_not_there_yet_and_checks_what_is(
     first = proxy(objective={"reference": str(tmp_path / "reference_run")})
     assert any("reference_run is no folder here" in w for w in preflight(first, base_dir=tmp_path).warnings)
     assert not any("no folder" in w for w in preflight(proxy(), base_dir=tmp_path).warnings)
+    assert any(
+        "leaves out what stages.0.objective.type=doremi_proxy does" in w
+        for w in preflight(proxy(), base_dir=tmp_path).warnings
+    )
     (tmp_path / "weights.json").write_text(json.dumps({"format": 1, "weights": {"maths": 1.0}}))
     with pytest.raises(RecipeError, match="maths: there is no such domain"):
         preflight(with_weights(make_recipe, str(tmp_path / "weights.json")), base_dir=tmp_path)

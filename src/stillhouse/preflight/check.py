@@ -25,11 +25,14 @@ from stillhouse.recipe import (
     DistillationObjective,
     DoReMiMixture,
     DoReMiProxyObjective,
+    GKDObjective,
     ModelConfig,
     PretrainedStudent,
     PrunedStudent,
     Recipe,
+    SequenceKDObjective,
     StageConfig,
+    TEDObjective,
 )
 from stillhouse.run_directory import RunDirectory
 from stillhouse.training.mixing import constant_weights, interval_steps_of, num_interval_steps, split_held_out
@@ -236,9 +239,20 @@ def _warnings(
         )
     if device.type == "cpu" and any(s.optimisation.compile_head for s in recipe.stages) and not compiler_available():
         found.append("no C++ compiler was found, so the objective runs uncompiled (about 5 times slower); install g++")
+    slower = [f"stages.{i}.objective.type={s.objective.type}" for i, s in enumerate(recipe.stages) if _untimed(s)]
+    if slower:
+        found.append(f"the estimated time leaves out what {', '.join(slower)} does besides training steps")
     if guess.steps < 20:
         found.append(f"only {guess.steps} optimizer steps; lower optimisation.batch_tokens or raise the budget")
     return found
+
+
+def _untimed(stage: StageConfig) -> bool:
+    """Whether a stage does more than its training steps: answers are written, filters trained, a reference measured."""
+    objective = stage.objective
+    if isinstance(objective, GKDObjective):
+        return objective.on_policy_fraction > 0
+    return isinstance(objective, (SequenceKDObjective, TEDObjective, DoReMiProxyObjective))
 
 
 def _existing(path: Path) -> Path:
