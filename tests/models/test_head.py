@@ -34,7 +34,11 @@ def test_parts_reproduce_the_logits_of_every_family(family: str) -> None:
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "opt"])
 def test_packed_documents_do_not_see_each_other(family: str) -> None:
-    verify_isolation(family_model(family))
+    model = family_model(family)
+    verify_isolation(model)
+    parts = split_model(model)
+    alone, packed = parts.hidden(probe_batch(model)), parts.hidden(probe_batch(model, packed=True))
+    torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_a_family_whose_packed_documents_see_each_other_is_refused() -> None:

@@ -27,6 +27,7 @@ from transformers import (
 from stillhouse.errors import DataError
 from stillhouse.models.tokenizers import vocabulary_size
 from stillhouse.randomness import derive_seed
+from stillhouse.rollout.generator import check_sampling
 from stillhouse.rollout.mode import evaluating
 
 Progress = Callable[[int, int], None]
@@ -52,14 +53,7 @@ class GenerationSettings:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or greater")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
-        if not all(self.stop):
-            raise ValueError("stop: an empty stop string would end every text before it begins; leave it out")
+        check_sampling(self.max_new_tokens, self.temperature, self.top_p, self.stop)
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,19 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or greater")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
-        if not all(self.stop):
-            raise ValueError("stop: an empty stop string would end every text before it begins; leave it out")
+        check_sampling(self.max_new_tokens, self.temperature, self.top_p, self.stop)
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_p: float, stop: Sequence[str]) -> None:
+    """Raise ValueError for settings that no generator can follow."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature}: must be 0 (greedy) or greater")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: must be above 0 and at most 1")
+    if not all(stop):
+        raise ValueError("stop: an empty stop string would end every text before it begins; leave it out")
 
 
 @dataclass(frozen=True)

@@ -136,12 +136,7 @@ def build_stage(
     optimisation = stage.optimisation
     dtype = resolve_dtype(optimisation.precision, world.device)
     module = _student_module(context, stage)
-    weights: Weights
-    if world.is_distributed and recipe.parallel.strategy == "fsdp":
-        shard_student(module, dtype, cpu_offload=recipe.parallel.cpu_offload)
-        weights = ShardedWeights(module)
-    else:
-        weights = MasterWeights(module, dtype)
+    weights = _wrap(context, module, dtype)
     documents = dataset.train.documents
     ends = _end_ids(recipe, base_dir, student, dataset)
     epochs = Plan(documents.lengths, batch_tokens=optimisation.batch_tokens, seed=recipe.seed)
@@ -205,6 +200,15 @@ def build_stage(
     )
     patient = recipe.evaluation.early_stopping_patience is not None
     return BuiltStage(loop, weights, dtype, resumed_from, patient, filters)
+
+
+def _wrap(context: StageContext, module: DistillationModule, dtype: torch.dtype) -> Weights:
+    """Float32 masters on every rank, or shards of them under FSDP2."""
+    parallel = context.recipe.parallel
+    if context.world.is_distributed and parallel.strategy == "fsdp":
+        shard_student(module, dtype, cpu_offload=parallel.cpu_offload)
+        return ShardedWeights(module)
+    return MasterWeights(module, dtype)
 
 
 def _student_module(context: StageContext, stage: StageConfig) -> DistillationModule:

@@ -2,21 +2,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.study.analysis.intervals import (
-    item_bootstrap,
     paired_differences,
     paired_interval,
     t_interval,
     wilson_interval,
 )
-
-ITEMS_A = [int(c) for c in "1101101101"]
-ITEMS_B = [int(c) for c in "1001001110"]
 
 
 def test_student_t_of_three_seeds() -> None:
@@ -53,21 +48,6 @@ def test_pairing_takes_out_what_the_seeds_share() -> None:
     assert interval is not None
     assert interval.mean == pytest.approx(0.1)
     assert interval.sign == 1
-
-
-def test_items_of_one_seed() -> None:
-    # Delta = 0 1 0 0 1 0 0 0 -1 1: mean 2/10; sd^2 = (4 - 10 * .04) / 9 = .4; se = sqrt(.4 / 10) = .2
-    interval = item_bootstrap(ITEMS_A, ITEMS_B, np.random.default_rng(0))
-    assert interval.mean == pytest.approx(0.2)
-    assert interval.standard_error == pytest.approx(0.2)
-    assert interval.source == "items"
-    assert interval.low == pytest.approx(-0.2)
-    assert interval.high == pytest.approx(0.6, abs=0.11)
-
-
-def test_unlike_items_are_refused() -> None:
-    with pytest.raises(ValueError, match="in pairs"):
-        item_bootstrap([1], [1, 0], np.random.default_rng(0))
 
 
 def test_wilson_by_hand() -> None:

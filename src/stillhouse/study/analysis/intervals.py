@@ -1,8 +1,8 @@
-"""How sure a mean is: Student-t over seeds, the item bootstrap within one seed, Wilson for shares.
+"""How sure a mean is: Student-t over seeds, Wilson for shares.
 
 A percentile bootstrap over three seeds covers 71 % where it promises 95 %; Student-t on per-seed
-paired differences covers 93 to 95 %. So seeds get Student-t, and the bootstrap over evaluation
-items is kept for a single seed, where it says nothing about another seed and is labelled so.
+paired differences covers 93 to 95 %. So seeds get Student-t; the bootstrap over evaluation items
+(``stillhouse.evaluation.bootstrap``) is for two models as they are.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 LEVEL = 0.95
-ITEM_DRAWS = 10_000
 
-Source = Literal["seeds", "items", "trials"]
+Source = Literal["seeds", "trials"]
 Sign = Literal[-1, 0, 1]
 
 
@@ -25,7 +22,7 @@ Sign = Literal[-1, 0, 1]
 class Interval:
     """A mean with its interval; ``low`` and ``high`` are None where there is no spread to measure (one seed).
 
-    ``source`` says what was resampled in thought: ``seeds``, ``items`` of one seed, or ``trials``.
+    ``source`` says what was resampled in thought: ``seeds`` or ``trials``.
     """
 
     mean: float
@@ -75,29 +72,6 @@ def paired_interval(
     """Student-t interval of the mean of ``first - second`` over common seeds; None where there are none."""
     differences = paired_differences(first, second)
     return t_interval(differences, level=level) if differences else None
-
-
-def item_bootstrap(
-    first: Sequence[float],
-    second: Sequence[float],
-    generator: np.random.Generator,
-    *,
-    draws: int = ITEM_DRAWS,
-    level: float = LEVEL,
-) -> Interval:
-    """Paired percentile bootstrap of ``first - second`` over the items of one seed.
-
-    It understates the variance between training runs: use it only to compare two models as they are.
-    The standard error is the plain one, sd / sqrt(n). Raises ValueError for unlike or empty lists.
-    """
-    if len(first) != len(second) or not len(first):
-        raise ValueError(f"items are compared in pairs: {len(first)} and {len(second)} were given")
-    differences = np.asarray(first, float) - np.asarray(second, float)
-    n = len(differences)
-    means = np.array([generator.choice(differences, n).mean() for _ in range(draws)])
-    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
-    error = float(differences.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-    return Interval(float(differences.mean()), float(low), float(high), n, error, "items", level)
 
 
 def wilson_interval(successes: int, trials: int, *, level: float = LEVEL) -> Interval:
