@@ -15,7 +15,7 @@ from stillhouse.cli.main import main
 from stillhouse.errors import RecipeError
 from stillhouse.mixture.plan import Plan
 from stillhouse.recipe import Budget, Recipe
-from stillhouse.recipe_io import load_recipe, recipe_from_mapping
+from stillhouse.recipe_io import load_recipe, recipe_from_mapping, set_field
 from stillhouse.study.config import StudyConfig
 from stillhouse.study.grid import plan_study
 from stillhouse.synthesis.arms import ACROSS_SIZES, arms, arms_study
@@ -56,6 +56,25 @@ def stages(data: dict[str, Any], overrides: dict[str, Any]) -> list[tuple[str, l
 def built(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
     settings = {"synthetic": X, "ratio": 10, "num_human": 200, "ratios": (1, 3)}
     return arms(recipe_from_mapping(data), **{**settings, **changes})
+
+
+def test_on_policy_arms_have_the_cached_teacher_beside_them_and_need_its_weights(data: dict[str, Any]) -> None:
+    del data["stages"][0]["objective"]["temperature"]
+    cached = {"path": "teacher", "source": "cache", "cache": {"dir": "cache"}}
+    found = built({**data, "teacher": cached})
+    live = set()
+    for label, overrides in found.items():
+        fields = {**data, "teacher": dict(cached)}
+        for key, value in overrides.items():
+            set_field(fields, key, value, where=label)
+        teacher = recipe_from_mapping(fields).teacher
+        assert teacher is not None
+        live |= {label} if teacher.source == "live" else set()
+    assert live == {"human_gkd", "two_stage_kd_gkd"}
+    server = {"url": "http://127.0.0.1:8000/v1", "model": "teacher"}
+    codec = {"type": "topk_ghost", "k": 20}
+    served = {"path": "teacher", "source": "server", "server": server, "cache": {"dir": "cache", "codec": codec}}
+    assert set(found) - set(built({**data, "teacher": served})) == {"human_gkd", "two_stage_kd_gkd"}
 
 
 def test_what_each_arm_trains_on(data: dict[str, Any]) -> None:

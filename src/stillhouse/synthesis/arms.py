@@ -36,6 +36,9 @@ def arms(
     ``mixed_natural`` sees every row as often as stage one sees its own; ``mixed_matched`` and
     ``human_kd_matched`` make as many updates as both stages together.
 
+    On-policy arms need a teacher beside the student: they turn a cached one into a live one, and are left
+    out where the teacher is a server.
+
     Raises RecipeError naming the field when the recipe has other stages, or no teacher.
     """
     first, second = _two_stages(recipe)
@@ -56,7 +59,19 @@ def arms(
         if smaller < ratio:
             limit = max(1, round(smaller * num_human))
             found[f"two_stage_kd_kd_r{smaller:g}"] = [built.synthetic("kd", limit=limit), built.human("kd")]
-    return {label: {"stages": stages} for label, stages in found.items()}
+    return {label: overrides for label, stages in found.items() if (overrides := _overrides(recipe, stages))}
+
+
+def _overrides(recipe: Recipe, stages: list[Stage]) -> Overrides | None:
+    """The fields of an arm; None where this teacher cannot serve it."""
+    assert recipe.teacher is not None
+    if recipe.teacher.source == "live" or all(stage["objective"]["type"] != "gkd" for stage in stages):
+        return {"stages": stages}
+    return (
+        {"teacher.source": "live", "teacher.cache": None, "stages": stages}
+        if recipe.teacher.source == "cache"
+        else None
+    )
 
 
 def arms_study(
