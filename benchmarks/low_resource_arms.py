@@ -148,7 +148,7 @@ def pretrain_student(options: argparse.Namespace) -> Path:
             "source": {"path": BASE},
             "depth": {"layers": 4, "method": "even"},
             "width": {"hidden_size": 192, "intermediate_size": 384, "num_key_value_heads": 1},
-            "vocabulary": {"min_count": 4},
+            "vocabulary": {"min_count": 20},
         },
         "data": {
             "train": sources,
@@ -215,6 +215,7 @@ def synthesis_recipe(options: argparse.Namespace, folders: Folders, seed: int | 
         "student": {"path": str(options.work / "student" / "model")},
         "data": {"train": [{"path": rows}], "validation": held["validation"], "max_seq_len": 384},
         "synthesis": synthesis,
+        "stages": [{"objective": {"type": "kd"}, "optimisation": {"budget": {"epochs": 1}}}],  # not trained here
         "evaluation": held["evaluation"],
         "output": {"dir": str(folders.all / "unused")},
     }
