@@ -113,7 +113,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--human", type=int, default=100, help="human rows of each seed")
     parser.add_argument("--ratio", type=float, default=3.0, help="synthetic rows for each human one")
     parser.add_argument("--ratios", type=float, nargs="*", default=[1.0], help="smaller ratios, as arms of their own")
-    parser.add_argument("--large", type=int, default=800, help="rows that the teacher learns the task from")
+    parser.add_argument("--large", type=int, default=400, help="rows that the teacher learns the task from")
     parser.add_argument("--test-rows", type=int, default=150)
     parser.add_argument("--student-tokens", type=int, default=1_000_000)
     parser.add_argument("--epochs", type=float, nargs=2, default=[4.0, 8.0], help="of synthetic and of human rows")
@@ -202,6 +202,8 @@ def synthesis_recipe(options: argparse.Namespace, folders: Folders, seed: int | 
         "dir": str(folders.synthetic("large" if seed is None else seed).parent),
         "ratio": options.ratio,
         "description": task.description,
+        "human_examples": 4,  # half the usual prompt: a teacher that is trained for it needs fewer
+        "synthetic_examples": 1,
         "format": task.format,
         **({} if task.input_format is None else {"input_format": task.input_format}),
         "inputs": {"max_new_tokens": task.input_tokens, "temperature": 0.9, "top_p": 0.95},
@@ -228,7 +230,7 @@ def train_teacher(options: argparse.Namespace, folders: Folders) -> None:
     task, held = tasks(options.data)[folders.name], held_out(options, folders.name)
     writer = folders.all / "writer.jsonl"
     recipe = write_yaml(folders.all / "writer.yaml", synthesis_recipe(options, folders, None))
-    stillhouse("synthesize", str(recipe), "data.train.0.limit=300", "--writer-rows", str(writer))
+    stillhouse("synthesize", str(recipe), "data.train.0.limit=150", "--writer-rows", str(writer))
     teacher = {
         "student": {"path": BASE},
         "data": {

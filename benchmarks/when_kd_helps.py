@@ -3,7 +3,8 @@
 Students, data sizes, teachers and seeds form one grid of ordinary runs on `stillhouse study`. The pair is the own
 small one of benchmarks/small_pair.py: two cores do not train SmolLM2 often enough. Students see at most a quarter
 of the rows. The same-data teacher is the large model fine-tuned on the very rows of the student (so there is one for
-every size and seed); the stronger teacher is the same model fine-tuned on all rows. All runs of one seed and size
+every size and seed); the stronger teacher is the same model fine-tuned on all rows. Two stages: first the stronger teacher's
+own answers to the prompts of the largest size, then KD on the human rows. All runs of one seed and size
 share their rows and the order of them. Finished runs are kept: stop the command and run it again at will.
 
 Parts, in order: `tune` (learning rates at two sizes, one seed), `teachers`, `students`; `all` does them all and
@@ -15,14 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from _studies import read_lines, read_result, rounded, run_study, write_lines
 
 HERE = Path(__file__).resolve().parent
 SHARED_DATA = Path(os.environ.get("STILLHOUSE_SHARED_DATA", HERE.parent.parent / "shared" / "data"))
@@ -36,10 +36,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--pair", type=Path, default=Path("runs/small_pair"), help="folder of benchmarks/small_pair.py")
     parser.add_argument("--data", type=Path, default=SHARED_DATA / "chat", help="folder DOMAIN/{train,test}.jsonl")
     parser.add_argument("--part", choices=("tune", "teachers", "students", "all"), default="all")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32, 64, 128], help="rows of each domain")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4, 8, 16, 32, 64], help="rows of each domain")
     parser.add_argument("--all-rows", type=int, default=512, help="rows of each domain that the stronger teacher sees")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--strong-epochs", type=float, default=2.0, help="passes of the stronger teacher")
     parser.add_argument("--sft-rate", default="1e-3", help="learning rate of SFT students (see part tune)")
     parser.add_argument("--kd-rate", default="1e-3", help="learning rate of KD students (see part tune)")
     parser.add_argument("--teacher-rate", default="5e-4", help="learning rate of the teachers")
@@ -56,14 +57,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def write_universe(options: argparse.Namespace) -> Path:
     """The rows of the study: the first ``all_rows`` of each domain, in one file per domain."""
     folder: Path = options.work / "rows"
-    folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(options.data.glob("*/train.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()[: options.all_rows]
-        (folder / f"{path.parent.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_lines(folder / f"{path.parent.name}.jsonl", read_lines(path)[: options.all_rows])
     return folder
 
 
-def base_recipe(options: argparse.Namespace, *, student: Path, rate: str) -> dict[str, Any]:
+def base_recipe(
+    options: argparse.Namespace, *, student: Path, rate: str, epochs: float | None = None
+) -> dict[str, Any]:
     """What all runs share."""
     return {
         "student": {"path": str(student)},
@@ -77,7 +78,7 @@ def base_recipe(options: argparse.Namespace, *, student: Path, rate: str) -> dic
             {
                 "objective": {"type": "sft"},
                 "optimisation": {
-                    "budget": {"epochs": options.epochs},
+                    "budget": {"epochs": epochs or options.epochs},
                     "learning_rate": float(rate),
                     "batch_tokens": 2048,
                     "micro_batch_tokens": 4096,
@@ -95,19 +96,6 @@ def base_recipe(options: argparse.Namespace, *, student: Path, rate: str) -> dic
     }
 
 
-def run_study(options: argparse.Namespace, name: str, study: dict[str, Any], base: dict[str, Any]) -> Path:
-    """Write recipe and study, run `stillhouse study` on them, and return the study's folder."""
-    folder: Path = options.work / name
-    (options.work / f"{name}_recipe.yaml").write_text(yaml.safe_dump(base, sort_keys=False), encoding="utf-8")
-    study = {"name": name, "base": f"{name}_recipe.yaml", "output": str(folder), "jobs": options.jobs, **study}
-    path = options.work / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "stillhouse.cli.main", "study", str(path)]
-    if subprocess.run(command, check=False).returncode != 0:
-        sys.exit(f"{name}: not finished; run the same command again")
-    return folder
-
-
 def size_axis(sizes: Sequence[int], domains: int) -> dict[str, Any]:
     """Labels are rows in all."""
     return {str(n * domains): {"data.train.*.limit_per_domain": n} for n in sizes}
@@ -115,17 +103,29 @@ def size_axis(sizes: Sequence[int], domains: int) -> dict[str, Any]:
 
 def run_teachers(options: argparse.Namespace, domains: int) -> Path:
     """Fine-tune the large model on every subset, and once on all rows; return the strong one's folder."""
-    base = base_recipe(options, student=options.pair / "teacher" / "model", rate=options.teacher_rate)
-    run_study(
-        options,
-        "teachers",
-        {"seeds": options.seeds, "axes": {"size": size_axis(options.sizes, domains)}},
-        base,
-    )
-    strong = run_study(
-        options, "strong", {"seeds": [0], "axes": {"size": {"all": {"data.train.*.limit_per_domain": None}}}}, base
-    )
+    large = options.pair / "teacher" / "model"
+    base = base_recipe(options, student=large, rate=options.teacher_rate)
+    sizes = {"seeds": options.seeds, "axes": {"size": size_axis(options.sizes, domains)}}
+    run_study(options.work, "teachers", base, sizes, jobs=options.jobs)
+    base = base_recipe(options, student=large, rate=options.teacher_rate, epochs=options.strong_epochs)
+    everything = {"seeds": [0], "axes": {"size": {"all": {"data.train.*.limit_per_domain": None}}}}
+    strong = run_study(options.work, "strong", base, everything, jobs=options.jobs)
     return strong / "runs" / "all-seed0" / "model"
+
+
+def two_stages(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The teacher's own answers to as many prompts as the largest size has, once; then KD on the human rows."""
+    answered = [{"path": str(options.work / "rows"), "limit_per_domain": max(options.sizes)}]
+    human = base_recipe(options, student=Path(), rate=options.kd_rate)["stages"][0]["optimisation"]
+    return [
+        {
+            "name": "synthetic",
+            "data": {"train": answered},
+            "objective": {"type": "sequence_kd", "rollout": {"max_new_tokens": 64}},
+            "optimisation": {**human, "budget": {"epochs": 1}},
+        },
+        {"name": "human", "objective": {"type": "kd"}, "optimisation": human},
+    ]
 
 
 def run_students(options: argparse.Namespace, domains: int, strong: Path) -> Path:
@@ -142,30 +142,35 @@ def run_students(options: argparse.Namespace, domains: int, strong: Path) -> Pat
                     "stages.0.objective": {"type": "kd"},
                     "stages.0.optimisation.learning_rate": float(options.kd_rate),
                 },
+                "two_stage": {"stages": two_stages(options)},
             },
         },
-        # SFT has no teacher, so it runs once for both; the analysis sets it beside either.
-        "exclude": [{"method": "sft", "teacher": "all-rows"}],
+        # SFT has no teacher, so it runs once for both; the analysis sets it beside either. Two stages cost the
+        # teacher's answers, so they run with one teacher at every other size.
+        "exclude": [
+            {"method": "sft", "teacher": "all-rows"},
+            {"method": "two_stage", "teacher": "same-data"},
+            *({"method": "two_stage", "size": str(n * domains)} for n in options.sizes[1::2]),
+        ],
     }
-    student = options.pair / "student" / "model"
-    return run_study(options, "students", study, base_recipe(options, student=student, rate=options.sft_rate))
+    base = base_recipe(options, student=options.pair / "student" / "model", rate=options.sft_rate)
+    return run_study(options.work, "students", base, study, jobs=options.jobs)
 
 
 def tune(options: argparse.Namespace, domains: int, strong: Path) -> dict[str, Any]:
     """NLL by method, size and learning rate at the second and the last size, for one seed."""
-    sizes = [options.sizes[1], options.sizes[-1]]
     rates = {rate: {"stages.0.optimisation.learning_rate": float(rate)} for rate in RATES}
     study = {
         "seeds": [99],
         "axes": {
-            "size": size_axis(sizes, domains),
+            "size": size_axis([options.sizes[1], options.sizes[-1]], domains),
             "method": {"sft": {}, "kd": {"stages.0.objective": {"type": "kd"}, "teacher": {"path": str(strong)}}},
             "rate": rates,
         },
     }
-    student = options.pair / "student" / "model"
-    folder = run_study(options, "tune", study, base_recipe(options, student=student, rate=RATES[0]))
-    rows = json.loads((folder / "study_result.json").read_text(encoding="utf-8"))["rows"]
+    base = base_recipe(options, student=options.pair / "student" / "model", rate=RATES[0])
+    folder = run_study(options.work, "tune", base, study, jobs=options.jobs)
+    rows = read_result(folder / "study_result.json")["rows"]
     return {"-".join(row["labels"].values()): row["result"]["nll"] for row in rows}
 
 
@@ -183,8 +188,8 @@ def main() -> None:
         report["tune"] = tune(options, domains, strong)
     if options.part in ("students", "all"):
         study = run_students(options, domains, strong)
-        report["analysis"] = json.loads((study / "analysis.json").read_text(encoding="utf-8"))
-    report["seconds"] = time.monotonic() - started
+        report["analysis"] = read_result(study / "analysis.json")
+    report = rounded({**report, "seconds": time.monotonic() - started})
     if options.output is not None:
         options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report))
