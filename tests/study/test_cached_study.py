@@ -1,0 +1,41 @@
+"""Many students of one study read one cache, and the teacher scores each document once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_study import Recorder, WriteStudy, config_of
+
+from stillhouse.study.grid import plan_study
+from stillhouse.study.runner import run_study
+from stillhouse.targets.maintenance import info
+
+
+def captured(log: Path) -> list[int]:
+    return [int(n) for n in re.findall(r"^(\d+) documents with", log.read_text(), flags=re.MULTILINE)]
+
+
+@pytest.mark.slow
+def test_ten_students_pay_the_teacher_once(
+    write_study: WriteStudy, base_data: dict[str, Any], small_teacher_dir: Path, tmp_path: Path
+) -> None:
+    cache = {"dir": str(tmp_path / "targets"), "codec": {"type": "sampled", "draws": 20}}
+    base_data["teacher"] = {"path": str(small_teacher_dir), "source": "cache", "cache": cache}
+    path = write_study(
+        train={"steps": 2},
+        seeds=[0, 1, 2, 3, 4],
+        axes={"size": {"8": {"data.train.*.limit": 8}, "all": {}}},
+    )
+    plan = plan_study(config_of(path), path.parent, where=path.name)
+    assert len(plan.runs) == 10
+    outcome = run_study(plan, base_dir=path.parent, view=Recorder())
+    assert outcome.num_failed == 0
+    documents = info(tmp_path / "targets")["documents"]
+    assert sum(captured(tmp_path / "study" / "capture.log")) == documents
+    sizes = [row["result"]["train_rows"] for row in outcome.result["rows"]]
+    assert max(sizes) <= documents < sum(sizes)  # every seed holds out other rows
+    # No run had the teacher beside it, and the passes of all are those over the cached documents.
+    assert {row["result"]["flops"]["teacher"] for row in outcome.result["rows"]} == {0}
