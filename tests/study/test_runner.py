@@ -99,6 +99,7 @@ def test_every_cell_runs_once_and_never_again(write_study: WriteStudy, tmp_path:
     assert again.started_runs == []
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_reported_left_alone_and_tried_again_on_request(
     write_study: WriteStudy, tmp_path: Path
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_failing_run_is_reported_left_alone_and_tried_again_on_request(
     assert (mended.num_failed, mended.result["rows"][0]["error"]) == (0, None)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_its_run_alone(write_study: WriteStudy) -> None:
     view = Saboteur("runs/kd-seed0", 1, end_workers)
     outcome = run(write_study(seeds=[0]), view)
@@ -130,6 +132,7 @@ def test_a_worker_that_dies_fails_its_run_alone(write_study: WriteStudy) -> None
     assert "measuring on held-out rows before training" in error  # the end of its log
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_checkpoint_and_the_next_call_goes_on(write_study: WriteStudy, tmp_path: Path) -> None:
     path = write_study(axes={}, seeds=[0], train={"steps": 40})
     view = Saboteur("runs/seed0", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
