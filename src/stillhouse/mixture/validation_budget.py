@@ -113,8 +113,8 @@ def split_driving_documents(
     """Split validation documents into those that drive the weights and those that score the result.
 
     Returns (driving, scoring), sorted int64 indices into ``validation``. Whole source rows are drawn,
-    so pieces of one text stay together, until a domain has ``tokens_per_domain`` tokens; at least one
-    row of each domain is left for scoring. ``active`` bool [D]: the domains that are trained on;
+    so pieces of one text stay together, as long as a domain has at most ``tokens_per_domain`` tokens: one
+    at least, and one at least is left for scoring. ``active`` bool [D]: the domains that are trained on;
     the others only score.
 
     Raises DataError for an active domain with fewer than two validation rows.
@@ -132,7 +132,8 @@ def split_driving_documents(
             )
         rows = numpy_generator(seed, f"mixture validation {name}").permutation(rows)
         tokens = np.array([lengths[members[validation.rows[members] == row]].sum() for row in rows])
-        count = min(int(np.searchsorted(np.cumsum(tokens), tokens_per_domain)) + 1, len(rows) - 1)
+        count = int(np.searchsorted(np.cumsum(tokens), tokens_per_domain, side="right"))
+        count = min(max(count, 1), len(rows) - 1)
         driving.append(members[np.isin(validation.rows[members], rows[:count])])
     chosen = np.sort(np.concatenate(driving))
     return chosen, np.setdiff1d(np.arange(len(validation)), chosen)

@@ -123,7 +123,9 @@ def _driving_documents(
     else:
         budget = predict_overhead(costs, mixture.validation_tokens_per_domain, **shape)
     driving, _ = split_driving_documents(validation, budget.tokens_per_domain, seed=recipe.seed, active=active)
-    return budget, driving
+    # Whole rows are drawn, so what is read is not quite what was asked for.
+    read = round(int(validation.lengths[driving].sum()) / shape["num_domains"])
+    return predict_overhead(costs, read, **shape), driving
 
 
 def _only(prepared: Prepared, indices: Int64Array) -> Prepared:
