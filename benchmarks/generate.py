@@ -1,10 +1,11 @@
 """Batched generation against one prompt at a time, in one process, round by round.
 
 Both sides decode greedily for exactly --max-new-tokens (nothing stops early), so they make the same
-number of tokens. The peer is transformers' own `model.generate` without padding. The last line is
-one JSON object: seconds and new tokens per second of each side, their ratio, and how many
-prompts got the very same ids (in float32 all of them, but for exact ties; in bfloat16 padding
-changes the rounding and ties are common).
+number of tokens. The peer is transformers' own `model.generate` without padding; with --continuous also its
+continuous batching (`generate_batch`), set-up and warm-up included, since a rollout has to pay them. The last
+line is one JSON object: seconds and new tokens per second of each side, our speed as a multiple of theirs, and
+how many prompts got the very same ids (in float32 all of them, but for exact ties; in bfloat16 padding changes
+the rounding and ties are common).
 
     python benchmarks/generate.py                                  # SmolLM2-135M-Instruct
     python benchmarks/generate.py path/to/model --dtype float32 --prompts 16
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class Arguments:
     batch_tokens: int
     dtype: str
     rounds: int
+    continuous: bool
 
 
 def parse_arguments() -> Arguments:
@@ -59,6 +61,7 @@ def parse_arguments() -> Arguments:
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds; each runs both sides")
+    parser.add_argument("--continuous", action="store_true", help="also run transformers' continuous batching")
     return Arguments(**vars(parser.parse_args()))
 
 
@@ -83,6 +86,13 @@ def one_by_one(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens:
     return results
 
 
+def continuous(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Continue all prompts with transformers' continuous batching."""
+    config = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=0)  # type: ignore[no-untyped-call]
+    found = cast("Callable[..., dict[str, Any]]", model.generate_batch)(inputs=prompts, generation_config=config)
+    return [found[f"req_{i}"].generated_tokens for i in range(len(prompts))]
+
+
 def timed(side: Side) -> tuple[float, list[list[int]]]:
     """Return the seconds that ``side`` takes, and what it generates."""
     start = time.perf_counter()
@@ -103,6 +113,8 @@ def main() -> None:
         "batched": lambda: [g.token_ids for g in generate(model, tokenizer, prompts, settings, seed=0)],
         "one_by_one": lambda: one_by_one(model, prompts, arguments.max_new_tokens),
     }
+    if arguments.continuous:
+        sides["continuous"] = lambda: continuous(model, prompts, arguments.max_new_tokens)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, list[list[int]]] = {}
     for number in range(arguments.rounds):
@@ -112,7 +124,8 @@ def main() -> None:
             print(f"round {number + 1}, {name}: {elapsed:.2f} s", flush=True)
     best = {name: min(values) for name, values in seconds.items()}
     new_tokens = arguments.prompts * arguments.max_new_tokens
-    agree = sum(a == b for a, b in zip(results["batched"], results["one_by_one"], strict=True))
+    peers = [name for name in sides if name != "batched"]
+    agree = {n: sum(a == b for a, b in zip(results["batched"], results[n], strict=True)) for n in peers}
     print(
         json.dumps(
             {
@@ -125,7 +138,7 @@ def main() -> None:
                 "max_new_tokens": arguments.max_new_tokens,
                 "seconds": seconds,
                 "tokens_per_second": {name: new_tokens / value for name, value in best.items()},
-                "speedup": best["one_by_one"] / best["batched"],
+                "speedup": {name: best[name] / best["batched"] for name in peers},
                 "same_ids": agree,
             }
         )
