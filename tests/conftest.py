@@ -115,6 +115,20 @@ def tiny_model_dir(
 
 
 @pytest.fixture(scope="session")
+def tiny_teacher_dir(
+    tiny_config: LlamaConfig, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Another random model of the same tokenizer, wider than the tiny model. Shared: do not change it."""
+    folder = tmp_path_factory.mktemp("tiny_teacher")
+    config = LlamaConfig(**{**tiny_config.to_dict(), "hidden_size": 48, "num_hidden_layers": 2, "head_dim": 12})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        LlamaForCausalLM(config).float().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def other_tokenizer() -> PreTrainedTokenizerFast:
     """Another vocabulary, other control tokens and another chat template. Shared: do not change it."""
     return build_other_tokenizer()

@@ -10,31 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from tiny_study import SFT, WriteStudy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-
-@pytest.fixture(scope="session")
-def small_teacher_dir(
-    tiny_config: LlamaConfig, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Another random model of the same tokenizer, wider than the student."""
-    folder = tmp_path_factory.mktemp("small_teacher")
-    config = LlamaConfig(**{**tiny_config.to_dict(), "hidden_size": 48, "num_hidden_layers": 2, "head_dim": 12})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        LlamaForCausalLM(config).float().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
-def base_data(tiny_model_dir: Path, small_teacher_dir: Path, chat_jsonl: Path) -> dict[str, Any]:
+def base_data(tiny_model_dir: Path, tiny_teacher_dir: Path, chat_jsonl: Path) -> dict[str, Any]:
     """A KD recipe of six steps, as a mapping."""
     return {
-        "teacher": {"path": str(small_teacher_dir)},
+        "teacher": {"path": str(tiny_teacher_dir)},
         "student": {"path": str(tiny_model_dir)},
         "data": {"train": [{"path": str(chat_jsonl)}], "validation_fraction": 0.2, "max_seq_len": 64},
         "stages": [

@@ -20,10 +20,10 @@ def captured(log: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_ten_students_pay_the_teacher_once(
-    write_study: WriteStudy, base_data: dict[str, Any], small_teacher_dir: Path, tmp_path: Path
+    write_study: WriteStudy, base_data: dict[str, Any], tiny_teacher_dir: Path, tmp_path: Path
 ) -> None:
     cache = {"dir": str(tmp_path / "targets"), "codec": {"type": "sampled", "draws": 20}}
-    base_data["teacher"] = {"path": str(small_teacher_dir), "source": "cache", "cache": cache}
+    base_data["teacher"] = {"path": str(tiny_teacher_dir), "source": "cache", "cache": cache}
     path = write_study(
         train={"steps": 2},
         seeds=[0, 1, 2, 3, 4],

@@ -39,3 +39,18 @@ def test_short_texts_can_only_be_equal() -> None:
 def test_nothing_to_give_away() -> None:
     assert EvaluationIndex([], threshold=0.5).contaminated(ITEM) == []
     assert EvaluationIndex(["?"], threshold=0.5).contaminated("!") == []
+
+
+def test_a_passage_of_a_long_text_is_thirteen_words() -> None:
+    long_text = " ".join(f"w{i}" for i in range(200))
+    passage = " ".join(f"w{i}" for i in range(50, 63))
+    index = EvaluationIndex([long_text, ITEM], threshold=0.5)
+    (found,) = index.contaminated(f"see {passage} there")
+    assert (found.index, found.coverage) == (0, pytest.approx(13 / 200))
+    assert index.contaminated(" ".join(passage.split()[:12])) == []
+    # A shorter text is judged by its share, and what several texts begin with is an instruction.
+    shorter = " ".join(long_text.split()[:199])
+    assert EvaluationIndex([shorter], threshold=0.5).contaminated(passage) == []
+    assert EvaluationIndex([long_text, f"{passage} and more"], threshold=0.5).contaminated(f"{passage} x") == [
+        Contamination(1, 13 / 15)
+    ]

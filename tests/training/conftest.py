@@ -7,26 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stillhouse.recipe import Recipe
 
 MakeRecipe = Callable[..., Recipe]
-
-
-@pytest.fixture(scope="session")
-def tiny_teacher_dir(
-    tiny_config: LlamaConfig, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Another random model of the same tokenizer, wider than the student."""
-    folder = tmp_path_factory.mktemp("tiny_teacher")
-    config = LlamaConfig(**{**tiny_config.to_dict(), "hidden_size": 48, "num_hidden_layers": 2, "head_dim": 12})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        LlamaForCausalLM(config).float().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ _MEASURES = (
     ("distinct_1", "Distinct words", 3),
     ("distinct_2", "Distinct word pairs", 3),
     ("distinct_3", "Distinct word triples", 3),
+    ("self_bleu", "Self-BLEU (1: all alike)", 3),
     ("vendi", "Vendi score (effective number of texts)", 1),
     ("mean_pairwise_cosine", "Mean cosine of pairs", 3),
 )

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from stillhouse.randomness import numpy_generator
+from stillhouse.synthesis.self_bleu import self_bleu
 from stillhouse.synthesis.vectors import NAME, Matrix, TextVectors
 from stillhouse.synthesis.words import distinct_n, words
 
 MAX_TEXTS = 2000
 """Larger sets are measured on a sample: the Vendi score needs eigenvalues of a matrix of this size."""
+MAX_SELF_BLEU = 1000
+"""Texts for self-BLEU, which grows with the set: both sets are measured on as many, and on at most so many."""
 
 
 def vendi_score(vectors: Matrix) -> float:
@@ -63,12 +66,14 @@ def describe_sets(human: Sequence[str], synthetic: Sequence[str], *, seed: int) 
     tokens = {"human": [words(t) for t in human], "synthetic": [words(t) for t in synthetic]}
     sizes = [sum(map(len, texts)) for texts in tokens.values() if texts]
     budget = min(sizes) if sizes else 0
+    compared = min([MAX_SELF_BLEU, *(len(texts) for texts in tokens.values() if texts)])
     matrices = {"human": of_human, "synthetic": of_synthetic}
     sets = {
         name: {
             "texts": len(texts),
             "words": sum(map(len, texts)),
             **{f"distinct_{n}": distinct_n(texts, n, budget) for n in (1, 2, 3)},
+            "self_bleu": self_bleu(texts[:compared]),
             "vendi": vendi_score(matrices[name]),
             "mean_pairwise_cosine": mean_pairwise_cosine(matrices[name]),
         }
