@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from stillhouse.report.methods import is_distilled, method_of
+from stillhouse.report.scores import SCORES
 from stillhouse.report.text import amount, clip, count, number, share
 from stillhouse.run_directory import write_text_atomic
 
@@ -139,6 +140,10 @@ def _results(result: dict[str, Any]) -> str:
             for e in models.values()
         ]
         lines.append(f"| Exact match | {' | '.join(cells)} |")
+    for name in dict.fromkeys(n for e in models.values() for n in e.get("scores") or {} if n != "exact_match"):
+        found = [(e.get("scores") or {}).get(name) for e in models.values()]
+        cells = ["–" if score is None else f"{number(score['score'], 3)} ({score['n']} items)" for score in found]
+        lines.append(f"| {SCORES.get(name, name)} | {' | '.join(cells)} |")
     closed = result["headline"]["gap_closed"]
     return "\n".join(
         [*lines, "", f"Share of the gap to the teacher that training closed: {share(closed)}."]

@@ -14,6 +14,7 @@ from stillhouse.report.html import write_page
 from stillhouse.report.methods import method_of
 from stillhouse.report.mixture import mixture_section
 from stillhouse.report.rundata import RunData, read_run
+from stillhouse.report.scores import score_table
 
 MODELS = (
     ("student_before", "student before", "@before"),
@@ -37,6 +38,7 @@ def render_run_report(run_dir: Path) -> Path:
         kind=_kind(run),
         domains=domain_table(run.result),
         detailed=detailed_table(run.result),
+        scores=score_table(run.result, [(key, label) for key, label, _ in MODELS]),
         bars=_bars(run.result),
         mixture=mixture_section(run),
         training=_training_charts(run),
