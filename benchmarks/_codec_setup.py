@@ -85,7 +85,7 @@ def prepare(arguments: argparse.Namespace) -> Setup:
     dataset = load_dataset(data, tokenizer, seed=0, base_dir=base, tokenizer_hash=name, test=EvaluationConfig())
     documents = dataset.train.documents
     if arguments.student is None:
-        pruned = PrunedStudent(type="pruned", depth=DepthConfig(layers=arguments.layers, method="even"))
+        pruned = PrunedStudent(type="pruned", depth=DepthConfig(layers=arguments.layers, method="block_influence"))
         student = build_student(model, pruned, documents=documents, tokenizer=tokenizer, seed=0).model
     else:
         student = load_model(ModelConfig(path=arguments.student), dtype=torch.bfloat16, base_dir=base)

@@ -136,7 +136,11 @@ def union(paths: Sequence[str]) -> dict[str, Any]:
     """Join the sections of several calls; a later one wins. Each file is one JSON object, or ends with one."""
     joined: dict[str, Any] = {}
     for path in paths:
-        joined |= json.loads(Path(path).read_text(encoding="utf-8").strip().splitlines()[-1])
+        text = Path(path).read_text(encoding="utf-8").strip()
+        try:
+            joined |= json.loads(text)
+        except json.JSONDecodeError:
+            joined |= json.loads(text.splitlines()[-1])
     return joined
 
 
