@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from _studies import read_lines, read_result, rounded, run_study, write_lines
 
 HERE = Path(__file__).resolve().parent
 SHARED_DATA = Path(os.environ.get("STILLHOUSE_SHARED_DATA", HERE.parent.parent / "shared" / "data"))
@@ -59,12 +58,12 @@ def write_rows(options: argparse.Namespace) -> dict[str, int]:
     """Write the skewed training rows, and held-out rows in two halves that share no document; rows by domain."""
     counts = {}
     for number, domain in enumerate(DOMAINS):
-        train = _lines(options.data / domain / "train.jsonl")
+        train = read_lines(options.data / domain / "train.jsonl")
         counts[domain] = round(ROWS / SKEW ** (number / (len(DOMAINS) - 1)))
         # Evenly spaced, so that every document of the domain is represented.
         chosen = [train[i * len(train) // counts[domain]] for i in range(counts[domain])]
-        _write(options.work / "rows" / f"{domain}.jsonl", chosen)
-        held_out = _lines(options.data / domain / "validation.jsonl")
+        write_lines(options.work / "rows" / f"{domain}.jsonl", chosen)
+        held_out = read_lines(options.data / domain / "validation.jsonl")
         documents = list(dict.fromkeys(json.loads(line)["doc"] for line in held_out))
         first = set(documents[: len(documents) // 2])
         halves: tuple[list[str], list[str]] = ([], [])
@@ -73,17 +72,8 @@ def write_rows(options: argparse.Namespace) -> dict[str, int]:
         if not all(halves):  # one document only: its pieces are shared out instead
             halves = (held_out[: len(held_out) // 2], held_out[len(held_out) // 2 :])
         for name, lines in zip(("driving", "scoring"), halves, strict=True):
-            _write(options.work / name / f"{domain}.jsonl", lines)
+            write_lines(options.work / name / f"{domain}.jsonl", lines)
     return counts
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def _write(path: Path, lines: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def base_recipe(options: argparse.Namespace, student: Path, tokens: int, rows: str) -> dict[str, Any]:
@@ -119,19 +109,6 @@ def base_recipe(options: argparse.Namespace, student: Path, tokens: int, rows: s
     }
 
 
-def run_study(options: argparse.Namespace, name: str, base: dict[str, Any], **study: Any) -> Path:
-    """Write recipe and study, run `stillhouse study` on them, and return the study's folder."""
-    folder: Path = options.work / name
-    _write(options.work / f"{name}_recipe.yaml", [yaml.safe_dump(base, sort_keys=False)])
-    path = options.work / f"{name}.yaml"
-    fields = {"name": name, "base": f"{name}_recipe.yaml", "output": str(folder), "jobs": options.jobs, **study}
-    _write(path, [yaml.safe_dump(fields, sort_keys=False)])
-    command = [sys.executable, "-m", "stillhouse.cli.main", "study", str(path)]
-    if subprocess.run(command, check=False).returncode != 0:
-        sys.exit(f"{name}: not finished; run the same command again")
-    return folder
-
-
 def pretrain_student(options: argparse.Namespace) -> Path:
     """A student that has seen much prose and little LaTeX and code."""
     rows = str(options.data / "*" / "train.jsonl")
@@ -140,7 +117,7 @@ def pretrain_student(options: argparse.Namespace) -> Path:
     stage = base["stages"][0]
     stage["mixture"] = {"type": "fixed", "weights": PRETRAINING_WEIGHTS, "interval_steps": 50}
     stage["optimisation"] |= {"learning_rate": 3e-3, "batch_tokens": 4096, "weight_decay": 0.1}
-    return run_study(options, "student", base, seeds=[0]) / "runs" / "seed0" / "model"
+    return run_study(options.work, "student", base, {"seeds": [0]}, jobs=options.jobs) / "runs" / "seed0" / "model"
 
 
 def _kd(**fields: Any) -> dict[str, Any]:
@@ -179,8 +156,8 @@ def tune_ted(options: argparse.Namespace, base: dict[str, Any], teacher: Path) -
     for weight in (0.001, 0.01, 0.1, 1.0):
         own.ted_weight = weight
         labels[f"ted{weight}"] = arms(own, teacher)["ted"]
-    study = run_study(options, "tune_ted", base, seeds=[99], axes={"method": labels})
-    rows = json.loads((study / "study_result.json").read_text(encoding="utf-8"))["rows"]
+    study = run_study(options.work, "tune_ted", base, {"seeds": [99], "axes": {"method": labels}}, jobs=options.jobs)
+    rows = read_result(study / "study_result.json")["rows"]
     return {row["labels"]["method"]: row["result"]["nll"] for row in rows}
 
 
@@ -188,17 +165,23 @@ def run_doremi(options: argparse.Namespace) -> None:
     """Reference and proxy, from the random student on the arms' rows, per seed."""
     base = base_recipe(options, options.pair / "student_base", options.tokens, str(options.work / "rows"))
     base["stages"][0]["optimisation"]["learning_rate"] = 3e-3
-    run_study(options, "doremi_reference", base, seeds=options.seeds)
+    run_study(options.work, "doremi_reference", base, {"seeds": options.seeds}, jobs=options.jobs)
     reference = str(options.work / "doremi_reference" / "runs" / "seed{seed}")
     proxy = {"stages.0.objective": {"type": "doremi_proxy", "reference": reference}}
-    run_study(options, "doremi_proxy", base, seeds=options.seeds, axes={"step": {"proxy": proxy}})
+    run_study(
+        options.work,
+        "doremi_proxy",
+        base,
+        {"seeds": options.seeds, "axes": {"step": {"proxy": proxy}}},
+        jobs=options.jobs,
+    )
 
 
 def summary(options: argparse.Namespace, study: Path, labels: Sequence[str], axis: str) -> dict[str, Any]:
     """Ratios, paired differences and overheads of a finished study."""
     from stillhouse.study.analysis.intervals import paired_interval, t_interval
 
-    rows = json.loads((study / "study_result.json").read_text(encoding="utf-8"))["rows"]
+    rows = read_result(study / "study_result.json")["rows"]
     table = {(row["labels"][axis], row["seed"]): row for row in rows if row["status"] == "done"}
     report: dict[str, Any] = {"failed": [row for row in rows if row["status"] != "done"], "arms": {}}
 
@@ -221,11 +204,11 @@ def summary(options: argparse.Namespace, study: Path, labels: Sequence[str], axi
                 arm[f"minus_{other}"] = None if difference is None else vars(difference)
         runs = [study / table[label, seed]["run"] for seed in options.seeds]
         arm["overhead"] = [_overhead(run) for run in runs]
-        arm["mixture"] = [_mixture_events(run) for run in runs]
+        arm["mixture"] = [_mixture_events(runs[0])]
         report["arms"][label] = arm
     first = next(iter(table.values()))
     teacher = first["result"]["teacher_domains"]
-    result = json.loads((study / first["run"] / "result.json").read_text(encoding="utf-8"))
+    result = read_result(study / first["run"] / "result.json")
     before = result["evaluation"]["student_before"]["domains"]
     report["teacher_nll"] = teacher
     report["before_ratio"] = {d: 2.718281828459045 ** (before[d]["nll"] - teacher[d]) for d in DOMAINS}
@@ -233,13 +216,24 @@ def summary(options: argparse.Namespace, study: Path, labels: Sequence[str], axi
 
 
 def _overhead(run: Path) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = json.loads((run / "result.json").read_text(encoding="utf-8")).get("mixture")
+    found: dict[str, Any] | None = read_result(run / "result.json").get("mixture")
     return found
 
 
 def _mixture_events(run: Path) -> list[dict[str, Any]]:
-    lines = (json.loads(line) for line in _lines(run / "metrics.jsonl"))
-    return [line for line in lines if line["event"] == "mixture"]
+    """What the picture of a moving mixture needs; nothing where the weights stand still."""
+    events = [line for line in map(json.loads, read_lines(run / "metrics.jsonl")) if line["event"] == "mixture"]
+    if not any(d["ratio"] is not None for event in events for d in event["domains"].values()):
+        return []
+    kept = ("weight", "ratio", "drawn_tokens", "passes")
+    return [
+        {
+            "step": event["step"],
+            "interval": event["interval"],
+            "domains": {name: {key: d[key] for key in kept} for name, d in event["domains"].items()},
+        }
+        for event in events
+    ]
 
 
 def ablation(options: argparse.Namespace, base: dict[str, Any], teacher: Path) -> dict[str, Any]:
@@ -250,17 +244,8 @@ def ablation(options: argparse.Namespace, base: dict[str, Any], teacher: Path) -
     for alpha in (0.0, 0.25, 0.75, 1.0):
         variants[f"alpha{alpha}"] = _mixture(options, "ddk", alpha=alpha)
     axes = {"variant": {name: {"teacher": {"path": str(teacher)}, **_kd(), **v} for name, v in variants.items()}}
-    study = run_study(options, "ablation", base, seeds=options.seeds, axes=axes)
+    study = run_study(options.work, "ablation", base, {"seeds": options.seeds, "axes": axes}, jobs=options.jobs)
     return summary(options, study, list(variants), "variant")
-
-
-def rounded(value: Any) -> Any:
-    """Six digits are more than the spread over seeds leaves meaning in."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def main() -> None:
@@ -277,7 +262,8 @@ def main() -> None:
     if options.part in ("arms", "all"):
         if "cpt_doremi" in options.arms:
             run_doremi(options)
-        study = run_study(options, "arms", base, seeds=options.seeds, axes={"method": arms(options, teacher)})
+        fields = {"seeds": options.seeds, "axes": {"method": arms(options, teacher)}}
+        study = run_study(options.work, "arms", base, fields, jobs=options.jobs)
         report |= summary(options, study, options.arms, "method")
         ratios = report["before_ratio"]
         print({d: round(r, 2) for d, r in ratios.items()}, "max/min", max(ratios.values()) / min(ratios.values()))
