@@ -115,6 +115,29 @@ def test_given_splits_push_their_prompts_out_of_training(
     assert set(dataset.reports()) == {"train", "validation", "test"}
 
 
+def test_questions_with_a_check_are_kept_for_the_scores_and_others_are_no_rows(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    train = write(tmp_path / "t.jsonl", ("a", "one?", "1"), ("a", "two?", "2"), ("a", "three?", "3"))
+
+    def question(prompt: str, **more: Any) -> str:
+        return json.dumps({"domain": "q", "messages": [{"role": "user", "content": prompt}], **more}) + "\n"
+
+    path = tmp_path / "q.jsonl"
+    path.write_text(question("two?", references=["due"]))
+    held = write(tmp_path / "e.jsonl", ("a", "four?", "4"))
+    evaluation = EvaluationConfig(test=(SourceConfig(path="q.jsonl"), held))
+    dataset = load(tmp_path, tiny_tokenizer, evaluation, train=(train,), validation_fraction=0.5)
+    assert [row.contents for row in dataset.test.questions] == [("two?",)]
+    assert (dataset.domains, len(dataset.test.documents)) == (("a",), 1)
+    assert dataset.train.report.leaked_into_evaluation == 1  # a question is not trained on either
+    with pytest.raises(DataError, match=r"evaluation\.test: no row has an answer"):
+        load(tmp_path, tiny_tokenizer, EvaluationConfig(test=(SourceConfig(path="q.jsonl"),)), train=(train,))
+    path.write_text(question("two?"))
+    with pytest.raises(DataError, match="1 of 2 rows cannot be used"):
+        load(tmp_path, tiny_tokenizer, evaluation, train=(train,))
+
+
 def test_equal_documents_are_dropped_though_prompts_differ(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:

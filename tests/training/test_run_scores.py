@@ -52,6 +52,23 @@ def test_every_model_gets_every_score(make_recipe: MakeRecipe, choice_data: dict
     assert json.loads((tmp_path / "run" / "result.json").read_text())["evaluation"] == outcome.result["evaluation"]
 
 
+def test_questions_that_nobody_answered_are_scored_by_their_instructions(
+    make_recipe: MakeRecipe, choice_data: dict[str, Any], tmp_path: Path
+) -> None:
+    check = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    path = tmp_path / "ifeval.jsonl"
+    path.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "Greet Bo."}], "domain": "other", **check}) + "\n"
+    )
+    evaluation = {"test": [choice_data, {"path": str(path)}], "generation": GENERATION}
+    outcome = train(make_recipe(evaluation=evaluation, objective={"type": "sft"}))
+    assert outcome.result is not None
+    for model in ("teacher", "student_before", "student_after"):
+        found = outcome.result["evaluation"][model]
+        assert found["scores"]["ifeval_prompt_strict"]["n"] == 1
+        assert set(found["domains"]) == {"choice"}
+
+
 def test_names_choose_and_nothing_is_possible(make_recipe: MakeRecipe, choice_data: dict[str, Any]) -> None:
     evaluation = {"test": [choice_data], "generation": GENERATION, "metrics": ["chrf"], "multiple_choice_rows": 1}
     outcome = train(make_recipe(evaluation=evaluation, objective={"type": "sft"}))

@@ -65,7 +65,8 @@ def load_dataset(
     ``stages``: the training rows of the stages that bring their own.
 
     No document and no prompt (see :func:`prompt_digest`) of validation or test is trained on: such
-    training rows are dropped and counted as ``leaked_into_evaluation``. Which rows are held out does
+    training rows are dropped and counted as ``leaked_into_evaluation``. Test rows that end with a question, and
+    say how an answer to it is checked, make no document; they are kept for the scores. Which rows are held out does
     not depend on the seed, so runs with other seeds are compared on the same ones.
 
     Raises:
@@ -87,6 +88,8 @@ def load_dataset(
         may_be_empty = data.when_empty == "skip"
         rows = load_rows(data.train, seed=seed, base_dir=base_dir, allow_empty=may_be_empty)
         own[name] = drop_leaked(rows, [*validation_rows, *test_rows])
+    questions = tuple(row for row in test_rows if row.is_question)
+    test_rows = [row for row in test_rows if not row.is_question]
     every = (train_rows, validation_rows, test_rows, *(rows for rows, _ in own.values()))
     domains = sorted({row.domain for rows in every for row in rows})
 
@@ -102,7 +105,13 @@ def load_dataset(
         )
 
     validation = tokenized(validation_rows)
-    tested = tokenized(test_rows) if test.test else validation
+    tested = validation
+    if test.test:
+        tested = replace(tokenized(test_rows), questions=questions)
+        if not len(tested.documents):
+            raise DataError(
+                "evaluation.test: no row has an answer, so there is no NLL to report; add rows that have one"
+            )
     held_out = {document.uid for prepared in (validation, tested) for document in prepared.documents}
     train = _count_leaked(tokenized(train_rows, held_out), leaked)
     if not len(train.documents):

@@ -68,11 +68,15 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The documents of one split; ``documents.rows[i]`` is the index in ``rows`` of document i's row."""
+    """The documents of one split; ``documents.rows[i]`` is the index in ``rows`` of document i's row.
+
+    ``questions`` have no answer, so no document, and are only scored.
+    """
 
     documents: DocumentSet
     rows: list[Row]
     report: DataReport
+    questions: tuple[Row, ...] = ()
 
 
 def prepare(

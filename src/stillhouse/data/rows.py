@@ -43,6 +43,12 @@ class Row:
     checks: Checks = NO_CHECKS
 
     @property
+    def is_question(self) -> bool:
+        """Whether the row ends without an answer, and says how one is checked: IFEval's do."""
+        unanswered = bool(self.messages) and (self.messages or ())[-1].role == "user"
+        return unanswered and bool(self.checks.instructions or self.checks.references or self.checks.code)
+
+    @property
     def contents(self) -> tuple[str, ...]:
         """Every string of the row that reaches the model."""
         return (self.text,) if self.text is not None else tuple(m.content for m in self.messages or ())

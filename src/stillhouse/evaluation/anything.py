@@ -125,7 +125,7 @@ def _held_out(
     held_out = build_held_out(prepared, tokenizer, chat, GenerationConfig(rows=0, samples=0), seed=_SEED)
     held_out = with_scores(
         held_out,
-        Prepared(prepared.documents, [*prepared.rows, *questions], prepared.report),
+        replace(prepared, questions=tuple(questions)),
         tokenizer,
         MetricRequest(request.metrics, request.generate, None, _SEED, sandbox),
         data,

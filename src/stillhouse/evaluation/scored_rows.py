@@ -24,12 +24,12 @@ def with_scores(
     data: DataConfig,
     base_dir: Path,
 ) -> HeldOut:
-    """Return ``held_out`` with the rows of every score that ``request`` names, drawn from ``prepared.rows``.
+    """Return ``held_out`` with the rows of every score that ``request`` names, drawn from those of ``prepared``.
 
     ``tokenizer`` is the one of ``prepared.documents``. Raises DataError and MissingDependencyError as
     :func:`stillhouse.evaluation.plan.plan_metrics` does.
     """
-    plan = plan_metrics(prepared.rows, request)
+    plan = plan_metrics([*prepared.rows, *prepared.questions], request)
     by_name = {metric.name: (metric, rows) for metric, rows in plan.generated}
     _, exact_match_rows = by_name.pop("exact_match", (None, ()))
     choices, notes = None, plan.notes

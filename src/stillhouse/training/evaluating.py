@@ -156,7 +156,9 @@ class Evaluator:
         )
         chat = chat_format_for(self._test.rows, tokenizer, data, self._base)
         # All models answer the same rows, so they are drawn from the same list.
-        held_out = self._scored(replace(own, rows=self._test.rows), tokenizer, chat, data)
+        held_out = self._scored(
+            replace(own, rows=self._test.rows, questions=self._test.questions), tokenizer, chat, data
+        )
         vocab_size = vocabulary_size(tokenizer)
 
         def measure() -> Measured:

@@ -138,7 +138,7 @@ def _only(prepared: Prepared, indices: Int64Array) -> Prepared:
         targets=int(documents.mask.sum()),
         domains=count_domains(documents),
     )
-    return Prepared(documents, prepared.rows, report)
+    return replace(prepared, documents=documents, report=report)
 
 
 def build_mixture(
