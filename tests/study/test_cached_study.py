@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tiny_study import Recorder, WriteStudy, config_of
 
+from stillhouse.recipe_io import recipe_from_mapping
+from stillhouse.study.captures import capture_key
 from stillhouse.study.grid import plan_study
 from stillhouse.study.runner import run_study
 from stillhouse.targets.maintenance import info
@@ -39,3 +41,41 @@ def test_ten_students_pay_the_teacher_once(
     assert max(sizes) <= documents < sum(sizes)  # every seed holds out other rows
     # No run had the teacher beside it, and the passes of all are those over the cached documents.
     assert {row["result"]["flops"]["teacher"] for row in outcome.result["rows"]} == {0}
+
+
+def test_stages_that_ask_no_teacher_are_no_part_of_what_is_captured(base_data: dict[str, Any]) -> None:
+    cached = {"path": "teacher", "source": "cache", "cache": {"dir": "targets"}}
+    stage = base_data["stages"][0]
+    sft = {**stage, "name": "warm", "objective": {"type": "sft"}}
+    own = {"train": [{"path": "other.jsonl"}]}
+
+    def key(*stages: dict[str, Any], **more: Any) -> str | None:
+        return capture_key(recipe_from_mapping({**base_data, "teacher": cached, "stages": list(stages), **more}))
+
+    assert key(sft) is None
+    assert capture_key(recipe_from_mapping(base_data)) is None
+    assert key(stage) == key({**stage, "name": "warm"}) == key(sft, {**stage, "name": "last"})
+    # The same files, but the teacher is asked about the stage's own rows in one of them.
+    asked = {**stage, "name": "own", "data": own}
+    assert key({**sft, "data": own}, stage) != key(asked, stage)
+    assert key(stage, seed=7) != key(stage)
+
+
+@pytest.mark.slow
+def test_the_targets_of_a_prepared_teacher_are_captured_when_it_is_there(
+    write_study: WriteStudy, base_data: dict[str, Any], tiny_teacher_dir: Path, tmp_path: Path
+) -> None:
+    tuned = "{output}/prepare/teacher-seed{seed}/model"
+    cache = {"dir": str(tmp_path / "targets-{seed}"), "codec": {"type": "sampled", "draws": 20}}
+    path = write_study(
+        train={"steps": 2},
+        seeds=[0],
+        output=str(tmp_path / "study"),
+        prepare={"teacher": {"student.path": str(tiny_teacher_dir), "stages.0.objective": {"type": "sft"}}},
+        axes={"method": {"kd": {"teacher": {"path": tuned, "source": "cache", "cache": cache}}}},
+    )
+    plan = plan_study(config_of(path), path.parent, where=path.name)
+    view = Recorder()
+    outcome = run_study(plan, base_dir=path.parent, view=view)
+    assert [row["status"] for row in outcome.result["rows"]] == ["done"], view.said
+    assert sum("capturing" in line for line in view.said) == 1

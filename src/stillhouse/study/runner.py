@@ -6,14 +6,13 @@ last checkpoint, failed ones wait for ``retry_failed``.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from stillhouse.recipe import Recipe
+from stillhouse.study.captures import Captures
 from stillhouse.study.collect import Results
 from stillhouse.study.estimate import Durations
 from stillhouse.study.grid import Plan, PlannedRun
@@ -104,6 +103,7 @@ class _Study:
         self._tries = dict.fromkeys(plan.runs, 1 + plan.config.retry)
         self._durations = Durations.of_finished(plan, states)
         self._results = Results(plan, folder)
+        self._captures = Captures()
 
     def announce(self, estimate: Callable[[Plan, Sequence[str]], Durations] | None) -> None:
         """Say how many runs are left and how long they will take, before any time is spent."""
@@ -119,32 +119,36 @@ class _Study:
             executor = open_executor()
             try:
                 with self._view:
-                    self._capture(executor, interrupt)
-                    self._train(executor, interrupt)
+                    self._work(executor, interrupt)
             finally:
                 executor.close()
         return StudyOutcome(self._folder, self._write(), self._count("failed"), interrupt.signal is not None)
 
-    def _train(self, executor: Executor, interrupt: Interrupt) -> None:
-        running: dict[str, PlannedRun] = {}
-        while (self._left or running) and interrupt.signal is None:
-            while executor.num_free and (run := self._next_ready()) is not None:
-                running[run.name] = run
-                executor.submit(self._start(run))
+    def _work(self, executor: Executor, interrupt: Interrupt) -> None:
+        running: set[str] = set()
+        while (self._left or running or self._captures.running) and interrupt.signal is None:
+            while executor.num_free and (task := self._next_task()) is not None:
+                if task.kind == "train":
+                    running.add(task.name)
+                executor.submit(task)
             self._show()
             for report in executor.wait(_REFRESH_SECONDS):
-                del running[report.name]
-                self._end(report)
+                if report.name in running:
+                    running.discard(report.name)
+                    self._end(report)
+                elif (problem := self._captures.ended(report)) is not None:
+                    self._view.say(problem)
         if interrupt.signal is not None:
             self._view.say("stopping: each run saves its checkpoint first; Ctrl-C again stops at once")
             for report in executor.interrupt():
-                if running.pop(report.name, None) is not None:
+                if report.name in running:
+                    running.discard(report.name)
                     self._end(report)
             for name in running:
                 self._states[name].status = "pending"
 
-    def _next_ready(self) -> PlannedRun | None:
-        """Take the first run that waits for no other; those that wait for a failed one fail with it."""
+    def _next_task(self) -> Task | None:
+        """The next run whose needs are done, or the capture that it waits for; those that wait for a failed one fail."""
         for name in list(self._left):
             run = self._plan.runs[name]
             failed = [need for need in run.needs if self._states[need].status == "failed"]
@@ -153,9 +157,17 @@ class _Study:
                 state = self._states[name]
                 state.status, state.error = "failed", f"it builds on {failed[0]}, which failed"
                 self._view.say(f"failed  {name}: {state.error}")
-            elif all(self._states[need].status == "done" for need in run.needs):
+                continue
+            if any(self._states[need].status != "done" for need in run.needs):
+                continue
+            if self._captures.has(run.recipe):
                 self._left.remove(name)
-                return run
+                return self._start(run)
+            if not self._captures.running:
+                self._view.say(f"capturing the teacher's targets for {name}: only what the cache lacks")
+                task = self._task(run, "capture", self._folder / "capture.log")
+                self._captures.started(task.name, run.recipe)
+                return task
         return None
 
     def _start(self, run: PlannedRun) -> Task:
@@ -183,28 +195,6 @@ class _Study:
         result = self._write()
         self._view.ended(report.name, state, _nll_of(result, report.name))
 
-    def _capture(self, executor: Executor, interrupt: Interrupt) -> None:
-        """Score for the teacher caches what the runs that are left will read, one after the other.
-
-        Runs that read the same documents of the same teacher are captured once.
-        """
-        captured: set[str] = set()
-        for name in list(self._left):
-            run = self._plan.runs[name]
-            key = _capture_key(run.recipe)
-            if key is None or key in captured or interrupt.signal is not None:
-                continue
-            captured.add(key)
-            self._view.say(f"capturing the teacher's targets for {name}: only what the cache lacks")
-            executor.submit(self._task(run, "capture", self._folder / "capture.log"))
-            reports: list[Report] = []
-            while not reports and interrupt.signal is None:
-                self._show()
-                reports = executor.wait(_REFRESH_SECONDS)
-            for report in reports:
-                if report.status == "failed":
-                    self._view.say(f"the capture for {name} failed: {report.error}")
-
     def _task(self, run: PlannedRun, kind: Kind, log: Path) -> Task:
         name = run.name if kind == "train" else f"{kind} {run.name}"
         recipe = run.recipe.model_dump(mode="json")
@@ -219,15 +209,6 @@ class _Study:
 
     def _count(self, status: str) -> int:
         return sum(state.status == status for state in self._states.values())
-
-
-def _capture_key(recipe: Recipe) -> str | None:
-    """What a capture depends on, as text; None where the run reads no cache."""
-    if recipe.teacher is None or recipe.teacher.cache is None:
-        return None
-    parts = recipe.model_dump(mode="json", include={"teacher", "student", "data", "evaluation", "seed"})
-    parts["stages"] = [stage.data.model_dump(mode="json") if stage.data else None for stage in recipe.stages]
-    return json.dumps(parts, sort_keys=True)
 
 
 def _nll_of(result: dict[str, Any], name: str) -> float | None:
