@@ -189,6 +189,9 @@ def summary(options: argparse.Namespace, study: Path, labels: Sequence[str], axi
         found = {seed: table[label, seed]["result"]["perplexity_ratio"] for seed in options.seeds}
         return {seed: sum(r.values()) / len(r) for seed, r in found.items()}
 
+    def ratio(label: str, domain: str) -> dict[int, float]:
+        return {seed: table[label, seed]["result"]["perplexity_ratio"][domain] for seed in options.seeds}
+
     for label in labels:
         results = [table[label, seed]["result"] for seed in options.seeds]
         arm: dict[str, Any] = {
@@ -202,6 +205,8 @@ def summary(options: argparse.Namespace, study: Path, labels: Sequence[str], axi
             if other in labels and other != label:
                 difference = paired_interval(macro(label), macro(other))
                 arm[f"minus_{other}"] = None if difference is None else vars(difference)
+                by_domain = {d: paired_interval(ratio(label, d), ratio(other, d)) for d in DOMAINS}
+                arm[f"domain_minus_{other}"] = {d: v and vars(v) for d, v in by_domain.items()}
         runs = [study / table[label, seed]["run"] for seed in options.seeds]
         arm["overhead"] = [_overhead(run) for run in runs]
         arm["mixture"] = [_mixture_events(runs[0])]
