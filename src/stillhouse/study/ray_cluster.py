@@ -11,6 +11,7 @@ from typing import Any
 
 from stillhouse.errors import MissingDependencyError
 from stillhouse.study.task import Report, Task
+from stillhouse.training.ray_resources import cpus_for_each
 
 _PATIENCE_SECONDS = 60.0
 
@@ -30,10 +31,13 @@ class RayExecutor:
         if self._started_here:
             ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
         resources = self._ray.cluster_resources()
-        cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
+        gpus = resources.get("GPU", 0.0)
         # One run cannot span machines, and a whole GPU each is what a run can use.
         self._remote = ray.remote(
-            num_cpus=max(1, cpus // jobs), num_gpus=min(1.0, gpus / jobs), max_retries=0, max_calls=20
+            num_cpus=cpus_for_each(ray, jobs, gpus=gpus > 0),
+            num_gpus=min(1.0, gpus / jobs),
+            max_retries=0,
+            max_calls=20,
         )(_perform)
         self._jobs = jobs
         self._running: dict[Any, tuple[Task, float]] = {}

@@ -25,6 +25,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.targets.capture import CaptureProgress
 from stillhouse.training.cached import NOTHING_MISSING, CapturePlan, plan_capture
 from stillhouse.training.capture_part import CapturePart, capture_part
+from stillhouse.training.ray_resources import cpus_for_each
 
 Announce = Callable[[CapturePlan], None]
 Listener = Callable[[CaptureProgress], None]
@@ -66,9 +67,9 @@ def capture_on_ray(
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         resources = ray.cluster_resources()
-        cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        gpus = int(resources.get("GPU", 0))
         wanted = num_workers or gpus or len([node for node in ray.nodes() if node["Alive"]])
-        threads = max(1, cpus // wanted)
+        threads = cpus_for_each(ray, wanted, gpus=gpus > 0)
         tasks = _tasks(recipe, wanted, base_dir, threads, announce)
         if not tasks:
             return NOTHING_MISSING
