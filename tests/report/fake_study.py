@@ -20,6 +20,8 @@ METHODS = ("sft", "kd", "two-stage")
 TEACHERS = ("same-data", "strong")
 OFFSETS = (0.55, -0.42, 0.1, -0.2, 0.15, -0.18)
 """Of the domains from the mean; they sum to zero."""
+FOLLOWING = ("ddk", "ddk_unsmoothed")
+"""Methods whose mixture follows the gap between student and teacher."""
 PATTERN = "runs/{method}-{size}-{teacher}-seed{seed}"
 
 
@@ -115,12 +117,36 @@ def write_run(folder: Path, row: Mapping[str, Any], output: str, domains: Sequen
     (folder / "recipe.yaml").write_text(yaml.safe_dump(saved), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment()), encoding="utf-8")
     lines = [evaluation_line(step, tuple(domains), nlls) for step in range(0, 61, 5)]
-    lines += [step_line(step, kind == "kd") for step in range(1, 61)]
+    lines += [with_targets(step_line(step, kind == "kd"), domains) for step in range(1, 61)]
+    value = result(kind, tuple(domains), teacher=True)
+    if labels["method"] in FOLLOWING:
+        drawn = interval_lines(domains)
+        lines += drawn
+        value["training"]["tokens"] = sum(d["drawn_tokens"] for line in drawn for d in line["domains"].values())
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    value = result(kind, DOMAINS, teacher=True)
     for sample in value["samples"]:
         sample["student_after"] += f" ({labels['method']}, {labels['size']} rows, teacher {labels['teacher']})"
     (folder / "result.json").write_text(json.dumps(value), encoding="utf-8")
+
+
+def with_targets(line: dict[str, Any], domains: Sequence[str]) -> dict[str, Any]:
+    """A step that trained on 10 targets of the first domain, 20 of the second and so on."""
+    return {**line, "domains": {name: {"targets": 10.0 * i, "ce": 2.0} for i, name in enumerate(domains, start=1)}}
+
+
+def interval_lines(domains: Sequence[str]) -> list[dict[str, Any]]:
+    """Three intervals: the first domain is drawn with 0.5, 0.4, 0.3 as the student catches up with its teacher there."""
+    lines = []
+    for interval, step in enumerate((0, 20, 40)):
+        first = 0.5 - 0.1 * interval
+        weights = {name: first if i == 0 else (1 - first) / (len(domains) - 1) for i, name in enumerate(domains)}
+        rows = {
+            name: {"ratio": 3.0 - 0.5 * interval - 0.1 * i, "weight": weights[name], "passes": 0.5 * (interval + 1)}
+            | {"drawn_tokens": round(10_000 * weights[name])}
+            for i, name in enumerate(domains)
+        }
+        lines.append({"event": "mixture", "step": step, "stage": "main", "interval": interval, "domains": rows})
+    return lines
 
 
 def write_study(folder: Path, study: dict[str, Any], *, runs: bool = True, analysis: bool = True) -> Path:

@@ -47,7 +47,8 @@ def test_a_whole_study_shows_its_charts_tables_and_samples(make_study: MakeStudy
         "Distillation wins with little data agrees kd, same-data teacher",
         "Arm 64 rows 256 rows 1,024 rows kd, same-data teacher 0.0",
         "Where the advantage over sft ends. “Never cross” is the share of resampled seeds",
-        "Domain sft, to same-data sft, to strong kd, same-data teacher kd, strong teacher advice",
+        "Domain Start of sft, to same-data sft, to same-data Start of sft, to strong sft, to strong "
+        "Start of kd, same-data teacher kd, same-data teacher Start of kd, strong teacher kd, strong teacher advice",
         "Which city is the capital of Kenya?",
         "The capital of Kenya is Nairobi. (kd, 64 rows, teacher strong)",
         "Teacher strong The capital of Kenya is Nairobi, a city in the south",

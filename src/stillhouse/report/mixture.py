@@ -39,17 +39,18 @@ def mixture_section(run: RunData) -> MixtureSection | None:
     proxy = [event for event in run.steps if "doremi" in event]
     if not run.mixtures and not proxy:
         return None
-    charts = [_weight_chart(run), _ratio_chart(run), *_proxy_charts(proxy), _perplexity_chart(run.result)]
+    charts = [weight_chart(run), ratio_chart(run), *_proxy_charts(proxy), _perplexity_chart(run.result)]
     return MixtureSection([chart for chart in charts if chart is not None], _table(run), _note(run.result))
 
 
-def _weight_chart(run: RunData) -> Chart | None:
-    drawn = [event for event in run.mixtures if any("weight" in row for row in event["domains"].values())]
+def weight_chart(run: RunData) -> Chart | None:
+    """Weights as steps, a line for each domain; None for a run that drew no interval."""
+    drawn = _drawn(run)
     if not drawn:
         return None
     end = max([drawn[-1]["step"], *(event["step"] for event in run.steps[-1:])])
     curves = {
-        name: ([e["step"] for e in drawn] + [end], [e["domains"][name].get("weight") for e in (*drawn, drawn[-1])])
+        name: ([e["step"] for e in drawn] + [end], [_of(e, name).get("weight") for e in (*drawn, drawn[-1])])
         for name in _names(drawn)
     }
     note = "Share of the tokens that each interval draws from a domain."
@@ -58,12 +59,13 @@ def _weight_chart(run: RunData) -> Chart | None:
     return chart
 
 
-def _ratio_chart(run: RunData) -> Chart | None:
+def ratio_chart(run: RunData) -> Chart | None:
+    """Ratios of perplexities by interval, a line for each domain; None for a run whose mixture measured none."""
     measured = [e for e in run.mixtures if any(row.get("ratio") is not None for row in e["domains"].values())]
     if not measured:
         return None
     curves = {
-        name: ([e["step"] for e in measured], [e["domains"][name].get("ratio") for e in measured])
+        name: ([e["step"] for e in measured], [_of(e, name).get("ratio") for e in measured])
         for name in _names(measured)
     }
     note = "Student's perplexity over the teacher's, on the documents that drive the weights. At 1 it has caught up."
@@ -149,16 +151,17 @@ def _beside(value: float | None, teacher: float | None) -> str:
 
 def _table(run: RunData) -> Table | None:
     """A row a domain: weight and ratio at both ends, what was drawn, and how often the domain was passed through."""
-    drawn = [event for event in run.mixtures if any("weight" in row for row in event["domains"].values())]
+    drawn = _drawn(run)
     if not drawn:
         return None
     names = _names(drawn)
-    tokens = {name: sum(e["domains"][name].get("drawn_tokens", 0) for e in drawn) for name in names}
+    tokens = drawn_tokens(run)
     total = max(1, sum(tokens.values()))
     rows = []
     for name in names:
-        first, last = drawn[0]["domains"][name], drawn[-1]["domains"][name]
-        ratios = [e["domains"][name].get("ratio") for e in run.mixtures]
+        own = [_of(e, name) for e in drawn if name in e["domains"]]
+        first, last = own[0], own[-1]
+        ratios = [_of(e, name).get("ratio") for e in run.mixtures]
         known = [ratio for ratio in ratios if ratio is not None]
         ends = (number(known[0], 3), number(known[-1], 3)) if known else ("–", "–")
         rows.append(
@@ -175,6 +178,23 @@ def _table(run: RunData) -> Table | None:
     columns = ["Domain", "First weight", "Last weight", "First ratio", "Last ratio", "Tokens", "Share", "Passes"]
     caption = f"Tokens drawn in {len(drawn)} intervals. Passes above 1 mean that a domain was started again."
     return table(caption, columns, rows)
+
+
+def drawn_tokens(run: RunData) -> dict[str, int]:
+    """Tokens that all intervals of a run drew, by domain; nothing for plain epochs."""
+    drawn = _drawn(run)
+    return {name: sum(int(_of(e, name).get("drawn_tokens", 0)) for e in drawn) for name in _names(drawn)}
+
+
+def _drawn(run: RunData) -> list[Mapping[str, Any]]:
+    """The intervals that were drawn, without the one that a stop rule refused."""
+    return [event for event in run.mixtures if any("weight" in row for row in event["domains"].values())]
+
+
+def _of(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What an interval says of one domain; nothing where its stage has no rows of it."""
+    found: Mapping[str, Any] = event["domains"].get(name, {})
+    return found
 
 
 def _note(result: Mapping[str, Any] | None) -> str:

@@ -13,6 +13,8 @@ from stillhouse.report.study_cost import cost_charts
 from stillhouse.report.study_data import StudyData, read_study_folder
 from stillhouse.report.study_gains import domain_charts, gain_charts, ladder_charts
 from stillhouse.report.study_learning import learning_charts, samples
+from stillhouse.report.study_mixture import study_mixture
+from stillhouse.report.study_ratios import ratio_tables
 from stillhouse.report.study_scaling import scaling_charts
 from stillhouse.report.study_tables import (
     cell_table,
@@ -20,7 +22,6 @@ from stillhouse.report.study_tables import (
     commands,
     crossover_table,
     gain_tables,
-    ratio_tables,
     run_rows,
     score_table,
 )
@@ -60,7 +61,8 @@ def render_study_report(study_dir: Path) -> Path:
         changes=change_table(analysis, arms),
         ladders=ladder_charts(analysis, arms),
         domains=domain_charts(analysis, arms),
-        ratios=ratio_tables(analysis, arms),
+        ratios=ratio_tables(study, arms),
+        mixture=study_mixture(study, arms),
         scores=score_table(analysis, arms),
         costs=cost_charts(analysis, arms),
         learning=learning,

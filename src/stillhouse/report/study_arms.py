@@ -31,6 +31,12 @@ class ArmStyle:
     symbol: str
 
 
+def arm_of(key: ArmKey) -> dict[str, Any]:
+    """The arm of a key, as ``analysis.json`` has it."""
+    method, teacher, group = key
+    return {"method": method, "teacher": teacher, "group": dict(group)}
+
+
 def key_of(arm: Json) -> ArmKey:
     """An arm of ``analysis.json`` as something that can be looked up."""
     return arm["method"], arm["teacher"], tuple(sorted(arm["group"].items()))

@@ -17,6 +17,16 @@ RESULT_NAME, ANALYSIS_NAME, STUDY_NAME = "study_result.json", "analysis.json", "
 Json = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class FirstRun:
+    """One finished run of a cell: its seed, its directory and result, and what the study kept of it."""
+
+    seed: int
+    run: RunData
+    result: Json
+    kept: Json
+
+
 @dataclass
 class StudyData:
     """What a study wrote. ``notes`` grow with what is missing or damaged in the runs that are looked at."""
@@ -38,6 +48,14 @@ class StudyData:
         wanted = self.labels_of(arm, size)
         rows = [row for row in self.rows if row["status"] == "done" and dict(row["labels"]) == wanted]
         return sorted(rows, key=lambda row: int(row["seed"]))
+
+    def first_run(self, arm: Mapping[str, Any], size: str | None) -> FirstRun | None:
+        """The first finished seed of a cell whose run directory can be read; None where there is none."""
+        for row in self.finished(arm, size):
+            run = self.run(str(row["run"]))
+            if run is not None and run.result is not None:
+                return FirstRun(int(row["seed"]), run, run.result, row["result"])
+        return None
 
     def labels_of(self, arm: Mapping[str, Any], size: str | None) -> dict[str, str]:
         """The labels of a cell, by axis."""

@@ -14,7 +14,6 @@ from stillhouse.report.table import Table, interval, stacked, table
 from stillhouse.report.text import clip, count, number, share
 
 Json = Mapping[str, Any]
-MAX_RATIO_TABLES = 6
 MAX_ERROR = 300
 
 
@@ -133,30 +132,6 @@ def score_table(analysis: Json, arms: Arms) -> Table | None:
     return (
         table(caption, ["Metric", "Arm", "Size", "Gain (95 % interval)", "Seeds"], rows, num_words=2) if rows else None
     )
-
-
-def ratio_tables(analysis: Json, arms: Arms) -> list[Table]:
-    """Perplexity of student over teacher, a row per domain and a column per arm; one table for each size."""
-    by_size: dict[str | None, list[Json]] = {}
-    for ratio in analysis["ratios"]:
-        if ratio["domains"]:
-            by_size.setdefault(ratio["size"], []).append(ratio)
-    tables = []
-    for size, found in list(by_size.items())[-MAX_RATIO_TABLES:]:
-        domains = list(dict.fromkeys(domain for ratio in found for domain in ratio["domains"]))
-        rows = [(domain, *(stacked(ratio["domains"].get(domain), 2) for ratio in found)) for domain in domains]
-        rows.append(("Mean of domains", *(stacked(ratio["macro"], 2) for ratio in found)))
-        rows.append(("Largest over smallest", *(number(ratio["largest_over_smallest"]) for ratio in found)))
-        where = "" if size is None else f" at size {size}"
-        caption = f"Perplexity of the student over its teacher's{where}; 1 is level, lower is better."
-        tables.append(table(caption, ["Domain", *(_full_name(ratio, arms) for ratio in found)], rows))
-    return tables
-
-
-def _full_name(ratio: Json, arms: Arms) -> str:
-    """Ratios are to a teacher, so one method under two teachers is two columns even where its runs are the same."""
-    name, teacher = arms.name(ratio["arm"]), ratio["arm"]["teacher"]
-    return name if not arms.many_teachers or teacher is None or teacher in name else f"{name}, to {teacher}"
 
 
 def run_rows(study: StudyData) -> list[dict[str, Any]]:
