@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ import yaml
 from tiny_study import SFT, WriteStudy
 
 from stillhouse.cli.main import main
+from stillhouse.cli.study import CompareOptions, comparison
+from stillhouse.preflight.check import preflight
+from stillhouse.recipe_io import load_recipe
 from stillhouse.study.config import StudyConfig
 
 Command = Callable[..., tuple[int, str, str]]
@@ -90,12 +94,38 @@ def test_compare_writes_a_study_runs_it_and_prints_paired_gains(
         code, out, _ = command(*again)
         assert code == 0
         assert "4 runs done, 0 failed, 0 to do" in out
+    # Another baseline repeats nothing either, and the study's file stays as it is.
+    code, out, _ = command(*arguments, "--baseline", "kd")
+    assert code == 0
+    assert "NLL gain over kd" in out
+    assert "4 runs done, 0 failed, 0 to do" in out
+    assert json.loads((file.parent / "analysis.json").read_text())["baseline"] == "kd"
+    assert json.loads((file.parent / "study_result.json").read_text())["baseline"] == "kd"
+    assert StudyConfig.from_yaml(file).baseline is None
     edited = yaml.safe_load(file.read_text())
     edited["seeds"] = [0]
     file.write_text(yaml.safe_dump(edited))
     code, _, err = command(*arguments)
     assert code == 2
     assert "another study is here" in err
+
+
+def test_compare_counts_the_steps_of_a_recipe_in_epochs(
+    command: Command, write_study: WriteStudy, tmp_path: Path
+) -> None:
+    write_study(train={"epochs": 20})
+    arguments = ("compare", "base.yaml", "--methods", "sft,kd,equal", "--seeds", "0", "--output", "out")
+    code, out, err = command(*arguments, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "counting the training tokens" in out
+    mixture = StudyConfig.from_yaml(tmp_path / "out" / "study.yaml").axes["method"]["equal"]["stages.*.mixture"]
+    recipe = load_recipe(tmp_path / "base.yaml")
+    tokens = preflight(recipe, base_dir=tmp_path).data["train"]["tokens"]
+    # Steps of 128 tokens; a tenth of them is an interval.
+    assert mixture == {"type": "equal", "interval_steps": math.ceil(20 * tokens / 128) // 10}
+    # So does DDK, whose measurements on so few held-out rows the preflight would refuse.
+    ddk = comparison(tmp_path / "base.yaml", CompareOptions("sft,kd,ddk", "0", None), tmp_path / "other")
+    assert ddk.axes["method"]["ddk"]["stages.*.mixture"] == {**mixture, "type": "ddk"}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +135,7 @@ def test_compare_writes_a_study_runs_it_and_prints_paired_gains(
         (("--methods", ","), "--methods: name at least one"),
         (("--seeds", "0,x"), "--seeds 0,x: expected whole numbers"),
         (("--seeds", "0,0"), "a seed stands twice"),
+        (("--baseline", "ddk"), "baseline=ddk: no such label on the method's axis; it has sft, kd."),
     ],
 )
 def test_wrong_options_of_compare_are_named(

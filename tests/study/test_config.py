@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.study.config import StudyConfig
+from stillhouse.study.config import StudyConfig, axis_roles
 
 
 def study(**fields: Any) -> dict[str, Any]:
@@ -61,6 +61,11 @@ def test_a_study_written_as_yaml_is_read_back_equal(tmp_path: Path) -> None:
         ({"axes": {"x": {"a": {"seed": 1}}}}, "axes.x.a: seed is set by the study; list it under `seeds`"),
         ({"axes": {"x": {"a": {"output.dir": "z"}}}}, "output.dir is set by the study"),
         ({"overrides": {"seed": 1}}, "overrides: seed is set by the study"),
+        ({"roles": {"metod": "size"}}, "roles.metod"),
+        ({"roles": {"method": "siz"}}, r"roles.method=siz: there is no such axis. Did you mean 'size'\?"),
+        ({"roles": {"method": "size", "size": "size"}}, "an axis plays two parts"),
+        ({"baseline": "sf"}, r"baseline=sf: no such label on the method's axis; it has kd, sft. Did you mean 'sft'\?"),
+        ({"baseline": "sft", "roles": {"teacher": "method"}}, "there is none; set roles.method to an axis"),
         ({"exclude": [{}]}, "exclude.0: an empty combination"),
         ({"exclude": [{"methd": "kd"}]}, r"exclude.0: there is no axis 'methd'. Did you mean 'method'\?"),
         ({"exclude": [{"method": "kdd"}]}, r"exclude.0: axis 'method' has no label 'kdd'. Did you mean 'kd'\?"),
@@ -76,3 +81,20 @@ def test_a_budget_counts_in_any_one_unit() -> None:
         budget = StudyConfig.from_mapping(study(budget={unit: 7})).budget
         assert budget is not None
         assert getattr(budget, unit) == 7
+
+
+@pytest.mark.parametrize(
+    ("axes", "named", "found"),
+    [
+        (["method", "size"], {}, ("method", "size", None)),
+        (["arm", "human"], {"method": "arm", "size": "human"}, ("arm", "human", None)),
+        (["arm"], {}, ("arm", None, None)),
+        (["size"], {}, (None, "size", None)),
+        (["size"], {"method": "size"}, ("size", None, None)),
+        (["arm", "rank"], {}, (None, None, None)),
+        (["method", "arm"], {"method": "arm"}, ("arm", None, None)),
+        ([], {}, (None, None, None)),
+    ],
+)
+def test_axes_play_the_parts_they_are_named_for(axes: list[str], named: dict[str, str], found: tuple[Any, ...]) -> None:
+    assert tuple(axis_roles(axes, named).values()) == found

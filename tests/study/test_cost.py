@@ -62,6 +62,23 @@ def test_a_cached_teacher_is_listed_apart() -> None:
     assert cost(recipe("sft", teacher=CACHE), (1000, 0))["preparation"] == 0
 
 
+def test_a_prepared_stage_pays_for_its_own_rows() -> None:
+    two = recipe("kd", "kd", teacher=CACHE)
+    rows = {"s0": StageTokens(1000, 0, own_rows=7), "s1": StageTokens(500, 0)}
+
+    def prepared(of: Recipe) -> float:
+        return run_flops(of, rows, 50, student=STUDENT, teacher=TEACHER).preparation
+
+    # 2 * 100 * (7 tokens of the first stage's rows + 50 of the recipe's)
+    assert prepared(two) == 200 * 57
+    # SFT on the recipe's rows needs no target of them; three stages on the same rows share one pass.
+    assert prepared(recipe("kd", "sft", teacher=CACHE)) == 200 * 7
+    assert cost(recipe("kd", "kd", "kd", teacher=CACHE), (10, 0), (10, 0), (10, 0))["preparation"] == 200 * 50
+    # Written answers and captured targets are two passes; a live teacher of the other stage is none.
+    assert prepared(recipe("sequence_kd", "kd", teacher=CACHE)) == 200 * 57
+    assert prepared(recipe("sequence_kd", "kd")) == 200 * 7
+
+
 def test_answers_of_the_student_and_of_the_teacher() -> None:
     # 6 * 10 * 1000 + 2 * 10 * 400 for the tokens that the student wrote; the teacher reads all of them
     found = cost(recipe("gkd"), (1000, 400))

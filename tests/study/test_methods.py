@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,9 +29,13 @@ def recipe(**stage: Any) -> Recipe:
     )
 
 
-def with_method(name: str, base: Recipe) -> Recipe:
+def uncounted() -> int:
+    pytest.fail("the data is counted although the recipe tells its steps")
+
+
+def with_method(name: str, base: Recipe, count_steps: Callable[[], int] = uncounted) -> Recipe:
     data = copy.deepcopy(base.model_dump(mode="json"))
-    for field, value in method_overrides([name], base)[name].items():
+    for field, value in method_overrides([name], base, count_steps)[name].items():
         set_field(data, field, value, where=name)
     return Recipe.model_validate(data)
 
@@ -64,11 +69,33 @@ def test_mixtures_take_the_recipe_s_interval_or_a_tenth_of_its_steps() -> None:
     assert with_method("equal", recipe(optimisation=tokens)).stages[0].mixture.interval_steps == 2
 
 
+def test_ted_differs_from_kd_by_what_it_adds() -> None:
+    kd, ted = (with_method(name, recipe()).stages[0].objective.model_dump() for name in ("kd", "ted"))
+    shared = ("divergence", "mixing", "temperature", "scale_t2")
+    assert {name: ted[name] for name in shared} == {name: kd[name] for name in shared}
+    # A stage of its own kind keeps everything, and the way back takes no layers along.
+    own = recipe(objective={"type": "ted", "filter_steps": 7, "temperature": 3.0})
+    assert with_method("ted", own).stages[0].objective == own.stages[0].objective
+    back = with_method("kd", own).stages[0].objective.model_dump()
+    assert (back["type"], back["temperature"], "filter_steps" in back) == ("kd", 3.0, False)
+
+
+def test_a_budget_in_epochs_is_counted_once_on_the_data() -> None:
+    epochs = recipe(optimisation={"budget": {"epochs": 1}})
+    counts: list[int] = []
+
+    def count() -> int:
+        counts.append(70)
+        return 70
+
+    found = method_overrides(["sft", "kd", "ddk", "equal"], epochs, count)
+    assert counts == [70]
+    assert found["ddk"]["stages.*.mixture"] == {"type": "ddk", "interval_steps": 7}
+    method_overrides(["sft", "kd"], epochs, uncounted)
+
+
 def test_wrong_names_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"--methods kdd: unknown; known are sft, .*Did you mean 'kd'\?"):
-        method_overrides(["kdd"], recipe())
+        method_overrides(["kdd"], recipe(), uncounted)
     with pytest.raises(RecipeError, match="kd stands twice"):
-        method_overrides(["kd", "kd"], recipe())
-    epochs = recipe(optimisation={"budget": {"epochs": 1}})
-    with pytest.raises(RecipeError, match="--methods ddk: the recipe says neither how long its intervals"):
-        method_overrides(["ddk"], epochs)
+        method_overrides(["kd", "kd"], recipe(), uncounted)

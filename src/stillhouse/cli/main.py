@@ -254,6 +254,7 @@ def study(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed runs again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan and the time it takes.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at one time, instead of the file's.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Method to compare with, instead of the file's.")] = None,
 ) -> None:
     """Run a grid of recipes: axes and seeds from one base recipe.
 
@@ -261,7 +262,7 @@ def study(
     """
     from stillhouse.cli.study import StudyOptions, study_file
 
-    study_file(file, StudyOptions(retry_failed, dry_run, jobs))
+    study_file(file, StudyOptions(retry_failed, dry_run, jobs, baseline))
 
 
 @app.command()
@@ -273,6 +274,7 @@ def compare(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed runs again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan and the time it takes.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at one time.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Method to compare with; SFT otherwise.")] = None,
 ) -> None:
     """Run one recipe with several methods and seeds, and print how much they differ.
 
@@ -280,7 +282,8 @@ def compare(
     """
     from stillhouse.cli.study import CompareOptions, StudyOptions, compare_methods
 
-    compare_methods(recipe, CompareOptions(methods, seeds, output), StudyOptions(retry_failed, dry_run, jobs))
+    options = StudyOptions(retry_failed, dry_run, jobs, baseline)
+    compare_methods(recipe, CompareOptions(methods, seeds, output), options)
 
 
 @app.command()

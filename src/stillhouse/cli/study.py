@@ -13,6 +13,7 @@ from rich.table import Table
 
 from stillhouse.cli.commands import INTERRUPTED
 from stillhouse.errors import OutputError, RecipeError
+from stillhouse.recipe import Recipe
 from stillhouse.recipe_io import load_recipe
 from stillhouse.report.study import render_study_report
 from stillhouse.run_directory import write_json_atomic, write_text_atomic
@@ -37,18 +38,17 @@ class StudyOptions:
     retry_failed: bool = False
     dry_run: bool = False
     jobs: int | None = None
+    baseline: str | None = None
 
 
 def study_file(path: Path, options: StudyOptions) -> None:
     """Run or resume the study that a file describes, and print its table."""
-    config = StudyConfig.from_yaml(path)
-    if options.jobs is not None:
-        config = config.model_copy(update={"jobs": options.jobs})
-    run_config(config, path, options)
+    run_config(StudyConfig.from_yaml(path), path, options)
 
 
 def run_config(config: StudyConfig, path: Path, options: StudyOptions) -> None:
     """Run a study whose relative paths start beside ``path``."""
+    config = with_options(config, options)
     console, base_dir = Console(), Path.cwd()
     plan = plan_study(config, path.parent, where=str(path), sizes=lambda: _sizes(base_dir))
     view = open_view(console)
@@ -66,6 +66,13 @@ def run_config(config: StudyConfig, path: Path, options: StudyOptions) -> None:
     _finish(outcome, path, console)
 
 
+def with_options(config: StudyConfig, options: StudyOptions) -> StudyConfig:
+    """The study with what the command line says instead. Raises RecipeError for a baseline that it lacks."""
+    given = {"jobs": options.jobs, "baseline": options.baseline}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return StudyConfig.from_mapping({**config.model_dump(mode="json"), **changes}, where=f"study {config.name!r}")
+
+
 @dataclass(frozen=True)
 class CompareOptions:
     """Options of ``stillhouse compare``."""
@@ -78,10 +85,9 @@ class CompareOptions:
 def compare_methods(recipe: Path, compare: CompareOptions, options: StudyOptions) -> None:
     """Write the study of one recipe and several methods, and run it."""
     output = compare.output or Path("runs") / f"compare-{recipe.stem}"
-    config = comparison(recipe, compare, output)
+    config = with_options(comparison(recipe, compare, output), StudyOptions(baseline=options.baseline))
     path = output / STUDY_NAME
-    _keep_file(path, config)
-    run_config(config, path, options)
+    run_config(_keep_file(path, config), path, options)
 
 
 def comparison(recipe: Path, compare: CompareOptions, output: Path) -> StudyConfig:
@@ -94,7 +100,7 @@ def comparison(recipe: Path, compare: CompareOptions, output: Path) -> StudyConf
     if wrong or not seeds:
         raise RecipeError(f"--seeds {compare.seeds}: expected whole numbers, for example 0,1,2")
     base = load_recipe(recipe)
-    methods = method_overrides(names, base)
+    methods = method_overrides(names, base, lambda: _count_steps(base))
     return StudyConfig.from_mapping(
         {
             "name": f"{recipe.stem}: {', '.join(names)}",
@@ -108,15 +114,21 @@ def comparison(recipe: Path, compare: CompareOptions, output: Path) -> StudyConf
     )
 
 
-def _keep_file(path: Path, config: StudyConfig) -> None:
-    """Write the study file for people to edit; one that was edited is not replaced."""
-    if path.exists() and StudyConfig.from_yaml(path) != config:
-        raise OutputError(
-            f"{path}: another study is here; `stillhouse study {path}` goes on with it, or choose another --output"
-        )
+def _keep_file(path: Path, config: StudyConfig) -> StudyConfig:
+    """Write the study file for people to edit, and return what it says; one that was edited is not replaced.
+
+    The baseline is no part of what is run, so a file that differs in it alone is the same study.
+    """
     if not path.exists():
         header = "# Written by `stillhouse compare`. Edit it, then: stillhouse study " + str(path) + "\n"
         write_text_atomic(path, header + config.to_yaml())
+        return config
+    kept = StudyConfig.from_yaml(path)
+    if kept.model_copy(update={"baseline": config.baseline}) != config:
+        raise OutputError(
+            f"{path}: another study is here; `stillhouse study {path}` goes on with it, or choose another --output"
+        )
+    return kept
 
 
 def _keep_study(config: StudyConfig, path: Path, folder: Path) -> None:
@@ -126,6 +138,14 @@ def _keep_study(config: StudyConfig, path: Path, folder: Path) -> None:
         return
     moved = config.model_copy(update={"base": os.path.relpath(path.parent / config.base, folder)})
     write_text_atomic(kept, f"{ours} {path.name}, which replaces it each time.\n{moved.to_yaml()}")
+
+
+def _count_steps(recipe: Recipe) -> int:
+    """Optimizer steps of the shortest stage, which a budget in epochs leaves to the data."""
+    from stillhouse.study.sizes import training_steps
+
+    Console().print("counting the training tokens, because the budget is in epochs", soft_wrap=True)
+    return training_steps(recipe, Path.cwd())
 
 
 def _sizes(base_dir: Path) -> Any:

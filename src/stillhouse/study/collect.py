@@ -44,6 +44,8 @@ class Results:
             "name": config.name,
             "axes": {axis: list(labels) for axis, labels in config.axes.items()},
             "seeds": list(config.seeds),
+            "roles": dict(config.roles),
+            "baseline": config.baseline,
             "rows": rows,
         }
         write_json_atomic(self._folder / RESULT_NAME, result)
@@ -69,7 +71,7 @@ def run_result(folder: Path) -> dict[str, Any]:
     domains = _domains(evaluation["student_after"])
     teacher = _domains(evaluation["teacher"])
     exact = (evaluation["student_after"]["exact_match"] or {}).get("score")
-    scores = {name: found["score"] for name, found in (evaluation["student_after"].get("scores") or {}).items()}
+    scores = _scores(evaluation["student_after"])
     data = result["data"]["train"]
     return {
         "nll": result["headline"]["student_after"],
@@ -80,7 +82,8 @@ def run_result(folder: Path) -> dict[str, Any]:
         "teacher_domains": teacher,
         "gap_closed": result["headline"]["gap_closed"],
         "exact_match": exact,
-        "scores": scores if exact is None else {"exact_match": exact, **scores},
+        "scores": scores,
+        "teacher_scores": _scores(evaluation["teacher"]),
         "train_rows": data["documents"],
         "train_tokens": data["tokens"],
         **{key: training[key] for key in ("steps", "tokens", "targets", "seconds", "tokens_per_second")},
@@ -93,6 +96,15 @@ def run_result(folder: Path) -> dict[str, Any]:
 
 def _domains(evaluation: dict[str, Any] | None) -> dict[str, float] | None:
     return None if evaluation is None else {name: d["nll"] for name, d in evaluation["domains"].items()}
+
+
+def _scores(evaluation: dict[str, Any] | None) -> dict[str, float]:
+    """Every score of a model by its name, exact match first."""
+    if evaluation is None:
+        return {}
+    exact = evaluation["exact_match"]
+    found = {} if exact is None else {"exact_match": exact["score"]}
+    return {**found, **{name: score["score"] for name, score in (evaluation.get("scores") or {}).items()}}
 
 
 def _ratios(student: dict[str, float] | None, teacher: dict[str, float] | None) -> dict[str, float] | None:
@@ -109,8 +121,11 @@ def _step_events(path: Path) -> list[dict[str, Any]]:
 
 
 def _flops(recipe: Recipe, result: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, float]:
-    trained = {stage["name"]: stage["tokens"] for stage in result["training"]["stages"]}
-    tokens = {name: StageTokens(count, _written(name, steps)) for name, count in trained.items()}
+    own_rows = {stage.name: result["data"][f"train of {stage.name}"]["tokens"] for stage in recipe.stages if stage.data}
+    tokens = {
+        stage["name"]: StageTokens(stage["tokens"], _written(stage["name"], steps), own_rows.get(stage["name"]))
+        for stage in result["training"]["stages"]
+    }
     parameters = result["parameters"]
     training_set = result["data"]["train"]["tokens"]
     return run_flops(

@@ -5,9 +5,9 @@ Pure, like the recipe: no torch, and no file but the study's own is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
@@ -37,6 +37,26 @@ Label = Annotated[
 ]
 """Labels name folders, so they have no spaces or slashes."""
 Overrides = Annotated[dict[str, Any], BeforeValidator(_mapping)]
+Role = Literal["method", "size", "teacher"]
+
+
+def axis_roles(axes: Sequence[str], named: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the axis that plays each part (method, size, teacher), None for a part that no axis plays.
+
+    ``named`` goes first, then an axis of the part's own name; a study's only axis is its method unless
+    it is named as something else. Raises ValueError for an axis that is not there or plays two parts.
+    """
+    parts: tuple[str, ...] = get_args(Role)
+    for part, axis in named.items():
+        if axis not in axes:
+            raise ValueError(f"roles.{part}={axis}: there is no such axis.{did_you_mean(axis, axes)}")
+    if len(set(named.values())) < len(named):
+        raise ValueError(f"roles={dict(named)}: an axis plays two parts; name each once")
+    free = set(axes) - set(named.values())
+    found = {part: named.get(part, part if part in free else None) for part in parts}
+    if len(axes) == 1 and not any(found.values()):
+        found["method"] = axes[0]
+    return found
 
 
 class StudyBudget(Config):
@@ -75,6 +95,11 @@ class StudyConfig(Config):
     """Axis, label, and the recipe fields of that label: `stages.0.objective.type: sft`. `*` stands for all
     items of a list (`data.train.*.limit: 1000`); a value may be a whole object. In its strings `{seed}` and
     `{AXIS}` stand for the run's seed and its label on that axis. Axes are applied in order."""
+    roles: dict[Role, Label] = Field(default_factory=dict)
+    """Which axis plays which part in the analysis: `{method: arm}`. A part that is not named is played by the axis
+    of its name; a study's only axis is its method. All other axes make groups, compared each within itself."""
+    baseline: Label | None = None
+    """Label of the method that the others are compared with; None: `sft`, else `cpt`, else one without a teacher."""
     exclude: tuple[dict[Label, Label], ...] = ()
     """Combinations that are left out: `{method: kd, size: "100"}` leaves out every run with both labels."""
     budget: StudyBudget | None = None
@@ -124,6 +149,18 @@ class StudyConfig(Config):
                     raise ValueError(
                         f"{where}: axis {axis!r} has no label {label!r}.{did_you_mean(label, self.axes[axis])}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _roles_exist(self) -> StudyConfig:
+        roles = axis_roles(list(self.axes), self.roles)
+        labels = [] if roles["method"] is None else list(self.axes[roles["method"]])
+        if self.baseline is not None and self.baseline not in labels:
+            known = f"it has {', '.join(labels)}" if labels else "there is none; set roles.method to an axis"
+            raise ValueError(
+                f"baseline={self.baseline}: no such label on the method's axis; {known}."
+                f"{did_you_mean(self.baseline, labels)}"
+            )
         return self
 
     @classmethod

@@ -10,8 +10,8 @@ one, so a training run costs
 Steps on answers that the student wrote itself cost it ``2 P_s`` a token more. A DoReMi proxy costs ``4
 P_s`` more: it scores each step before it takes it, and so does its reference, a model of its size. A
 teacher that was captured into a cache, or wrote its answers beforehand, costs nothing in the run; what
-its pass over the training set took (``2 P_t`` a token, once) is listed apart as ``preparation``, because
-several runs share it. A teacher with another tokenizer is counted by the student's tokens. Left out are
+its passes over the rows of those stages took (``2 P_t`` a token) are listed apart as ``preparation``,
+because several runs share them. Stages on the same rows share a pass for the cache, and likewise one for answers. A teacher with another tokenizer is counted by the student's tokens. Left out are
 attention's own products, the evaluations, TED's filters and the shorter backward pass of LoRA; an untied
 input embedding is counted although a look-up does no arithmetic.
 """
@@ -58,10 +58,14 @@ class Flops:
 
 @dataclass(frozen=True)
 class StageTokens:
-    """Trained tokens of a stage; ``written`` of them stand in documents whose answers the student wrote."""
+    """Trained tokens of a stage; ``written`` of them stand in documents whose answers the student wrote.
+
+    ``own_rows``: tokens of the stage's own training rows, once; None where it trains on the recipe's.
+    """
 
     trained: int
     written: int
+    own_rows: int | None = None
 
 
 def student_flops_per_token(stage: StageConfig, student: int) -> float:
@@ -92,19 +96,27 @@ def run_flops(
 ) -> Flops:
     """The cost of a run that trained on ``tokens`` by stage name; a stage that is not named was skipped.
 
-    ``training_set``: tokens of the training set, over which a prepared teacher passed once.
+    ``training_set``: tokens of the recipe's training rows, over which a prepared teacher passed once for
+    all stages without rows of their own.
     """
     own = beside = 0.0
     for stage in recipe.stages:
         found = tokens.get(stage.name, StageTokens(0, 0))
         own += student * (_train(stage) * found.trained + FORWARD * found.written)
         beside += teacher_flops_per_token(recipe, stage, teacher) * found.trained
-    prepared = FORWARD * teacher * training_set if teacher is not None and _is_prepared(recipe) else 0.0
+    prepared = FORWARD * (teacher or 0) * _prepared_tokens(recipe, tokens, training_set)
     return Flops(own, beside, prepared)
 
 
-def _is_prepared(recipe: Recipe) -> bool:
+def _prepared_tokens(recipe: Recipe, tokens: Mapping[str, StageTokens], training_set: int) -> int:
+    """Tokens that the teacher passed over before the run: captured, or as writer of answers."""
     cached = recipe.teacher is not None and recipe.teacher.source != "live"
-    return any(
-        isinstance(stage.objective, SequenceKDObjective) or (cached and _compares(stage)) for stage in recipe.stages
-    )
+    passes: dict[tuple[str, str], int] = {}
+    for stage in recipe.stages:
+        writes = isinstance(stage.objective, SequenceKDObjective)
+        if stage.name not in tokens or not (writes or (cached and _compares(stage))):
+            continue
+        rows = tokens[stage.name].own_rows
+        whose = "" if rows is None else stage.name
+        passes[whose, "answers" if writes else "targets"] = training_set if rows is None else rows
+    return sum(passes.values())

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from stillhouse.errors import RecipeError, did_you_mean
-from stillhouse.recipe import ProportionalMixture, Recipe
+from stillhouse.recipe import Budget, DistillationObjective, ProportionalMixture, Recipe, StageConfig
 
 INTERVALS_PER_RUN = 10
 """Intervals of a mixture that the recipe gives no length for."""
@@ -18,6 +19,8 @@ _OBJECTIVE, _MIXTURE = "stages.*.objective", "stages.*.mixture"
 _REFERENCE, _PROXY = "doremi_reference", "doremi_proxy"
 
 Overrides = dict[str, Any]
+CountSteps = Callable[[], int]
+"""Optimizer steps of the recipe's shortest stage; asked where a budget in epochs leaves them to the data."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,18 @@ class Method:
     """A named change of every stage of a recipe. ``overrides`` are recipe fields, as in a study file."""
 
     description: str
-    overrides: Callable[[Recipe], Overrides]
+    overrides: Callable[[Recipe, CountSteps], Overrides]
     prepare: Callable[[Recipe], dict[str, Overrides]] | None = None
     """Runs that must be there before, as in a study file."""
 
 
-def method_overrides(names: Sequence[str], recipe: Recipe) -> dict[str, Overrides]:
-    """The labels of a study's axis ``method``. Raises RecipeError for an unknown name or one given twice."""
+def method_overrides(names: Sequence[str], recipe: Recipe, count_steps: CountSteps) -> dict[str, Overrides]:
+    """The labels of a study's axis ``method``.
+
+    ``count_steps`` reads data, so it is called once at most, and only for a method drawn by intervals on a
+    recipe that tells neither their length nor its steps. Raises RecipeError for an unknown name or one given twice.
+    """
+    counted = cache(count_steps)
     found: dict[str, Overrides] = {}
     for name in names:
         if name not in METHODS:
@@ -40,7 +48,7 @@ def method_overrides(names: Sequence[str], recipe: Recipe) -> dict[str, Override
             )
         if name in found:
             raise RecipeError(f"--methods: {name} stands twice; name each method once")
-        found[name] = METHODS[name].overrides(recipe)
+        found[name] = METHODS[name].overrides(recipe, counted)
     return found
 
 
@@ -60,50 +68,75 @@ def _objective(recipe: Recipe, kind: str, **required: Any) -> dict[str, Any]:
     return {"type": kind, **required} if found is None else found.model_dump(mode="json")
 
 
+def _compared(recipe: Recipe, kind: str) -> dict[str, Any]:
+    """The recipe's own objective of this kind; else the kind with what the recipe's comparison has in common with it.
+
+    So KD and TED differ by what TED adds, and not by divergence, mixing or temperature.
+    """
+    objectives = [stage.objective for stage in recipe.stages]
+    other = next((o for o in objectives if isinstance(o, DistillationObjective)), None)
+    if other is None or any(o.type == kind for o in objectives):
+        return _objective(recipe, kind)
+    shared = other.model_dump(mode="json", include=set(DistillationObjective.model_fields))
+    return {"type": kind, **shared}
+
+
 def _epochs(recipe: Recipe) -> dict[str, Any]:
     """Each domain by its share of the tokens: as the recipe draws that, else plain epochs."""
     mixture = recipe.stages[0].mixture
     return mixture.model_dump(mode="json") if isinstance(mixture, ProportionalMixture) else {"type": "proportional"}
 
 
-def _intervals(recipe: Recipe, kind: str) -> dict[str, Any]:
+def _intervals(recipe: Recipe, kind: str, count_steps: CountSteps) -> dict[str, Any]:
     """A mixture drawn by intervals: the recipe's own of this kind, else one with the recipe's intervals."""
     mixture = recipe.stages[0].mixture
     if mixture.type == kind and mixture.interval_steps is not None:
         return mixture.model_dump(mode="json")
-    return {"type": kind, "interval_steps": mixture.interval_steps or _interval_steps(recipe, kind)}
+    return {"type": kind, "interval_steps": mixture.interval_steps or _interval_steps(recipe, count_steps)}
 
 
-def _interval_steps(recipe: Recipe, kind: str) -> int:
-    optimisation = recipe.stages[0].optimisation
-    budget = optimisation.budget
+def _interval_steps(recipe: Recipe, count_steps: CountSteps) -> int:
+    """A tenth of the shortest stage: one length serves all, and none may be longer than its stage."""
+    known = [_steps(stage) for stage in recipe.stages]
+    steps = [found for found in known if found is not None]
+    shortest = min(steps) if len(steps) == len(known) else count_steps()
+    return max(1, shortest // INTERVALS_PER_RUN)
+
+
+def _steps(stage: StageConfig) -> int | None:
+    """Steps of a stage as its budget says; None where they depend on the data."""
+    budget: Budget = stage.optimisation.budget
+    if budget.epochs is not None:
+        return None
     limits = [] if budget.steps is None else [budget.steps]
-    limits += [] if budget.tokens is None else [budget.tokens // optimisation.batch_tokens]
-    if not limits:
-        raise RecipeError(
-            f"--methods {kind}: the recipe says neither how long its intervals are nor how many steps it trains; "
-            "give stages.0.mixture.interval_steps, or a budget in steps or tokens"
-        )
-    return max(1, min(limits) // INTERVALS_PER_RUN)
+    limits += [] if budget.tokens is None else [budget.tokens // stage.optimisation.batch_tokens]
+    return min(limits)
 
 
-def _on_epochs(objective: str) -> Callable[[Recipe], Overrides]:
-    return lambda recipe: {_OBJECTIVE: _objective(recipe, objective), _MIXTURE: _epochs(recipe)}
+def _on_epochs(objective: str) -> Callable[[Recipe, CountSteps], Overrides]:
+    return lambda recipe, _: {_OBJECTIVE: _objective(recipe, objective), _MIXTURE: _epochs(recipe)}
 
 
-def _reverse_kl(recipe: Recipe) -> Overrides:
+def _compared_on_epochs(objective: str) -> Callable[[Recipe, CountSteps], Overrides]:
+    return lambda recipe, _: {_OBJECTIVE: _compared(recipe, objective), _MIXTURE: _epochs(recipe)}
+
+
+def _reverse_kl(recipe: Recipe, _: CountSteps) -> Overrides:
     return {
-        _OBJECTIVE: {**_objective(recipe, "kd"), "divergence": {"type": "reverse_kl"}},
+        _OBJECTIVE: {**_compared(recipe, "kd"), "divergence": {"type": "reverse_kl"}},
         _MIXTURE: _epochs(recipe),
     }
 
 
-def _kd_mixed_by(kind: str) -> Callable[[Recipe], Overrides]:
-    return lambda recipe: {_OBJECTIVE: _objective(recipe, "kd"), _MIXTURE: _intervals(recipe, kind)}
+def _kd_mixed_by(kind: str) -> Callable[[Recipe, CountSteps], Overrides]:
+    return lambda recipe, count_steps: {
+        _OBJECTIVE: _compared(recipe, "kd"),
+        _MIXTURE: _intervals(recipe, kind, count_steps),
+    }
 
 
-def _doremi(recipe: Recipe) -> Overrides:
-    interval_steps = _intervals(recipe, "doremi")["interval_steps"]
+def _doremi(recipe: Recipe, count_steps: CountSteps) -> Overrides:
+    interval_steps = _intervals(recipe, "doremi", count_steps)["interval_steps"]
     weights = f"{{output}}/prepare/{_PROXY}-seed{{seed}}"
     mixture = {"type": "doremi", "weights_from": weights, "interval_steps": interval_steps}
     return {_OBJECTIVE: _objective(recipe, "sft"), _MIXTURE: mixture}
@@ -126,10 +159,10 @@ METHODS: dict[str, Method] = {
     "sft": Method("cross-entropy on the answers, no teacher", _on_epochs("sft")),
     "cpt": Method("the same on raw text: continual pre-training", _on_epochs("sft")),
     "doremi": Method("the same, domains by the weights that a DoReMi proxy finds first", _doremi, _doremi_preparations),
-    "kd": Method("distillation on the data's sequences, as the recipe sets it", _on_epochs("kd")),
+    "kd": Method("distillation on the data's sequences, as the recipe sets it", _compared_on_epochs("kd")),
     "reverse_kl": Method("the same with reverse KL", _reverse_kl),
     "gkd": Method("on-policy distillation", _on_epochs("gkd")),
-    "ted": Method("distillation of layers as well, through filters (TED)", _on_epochs("ted")),
+    "ted": Method("distillation of layers as well, through filters (TED)", _compared_on_epochs("ted")),
     "sequence_kd": Method("cross-entropy on answers that the teacher writes", _on_epochs("sequence_kd")),
     "proportional": Method("KD, domains by their size, drawn by intervals", _kd_mixed_by("proportional")),
     "equal": Method("KD, every domain alike", _kd_mixed_by("equal")),

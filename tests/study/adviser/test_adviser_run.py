@@ -37,6 +37,16 @@ def test_another_recipe_does_not_mix_with_what_was_measured(base_data: dict[str,
         advise(recipe_from_mapping(base_data), base_dir=tmp_path, folder=Path("a"), view=Recorder(), options=None)
 
 
+def test_a_teacher_with_another_tokenizer_is_refused_before_anything_is_measured(
+    base_data: dict[str, Any], other_model_dir: Path, tmp_path: Path
+) -> None:
+    base_data["teacher"] = {"path": str(other_model_dir)}
+    base_data["stages"][0]["objective"] = {"type": "cross_tokenizer"}
+    with pytest.raises(RecipeError, match=r"teacher\.path=.*: the adviser compares teacher and student token by token"):
+        advise(recipe_from_mapping(base_data), base_dir=tmp_path, folder=Path("a"), view=Recorder(), options=None)
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_teacher_is_needed(base_data: dict[str, Any], tmp_path: Path) -> None:
     del base_data["teacher"]
     base_data["stages"][0]["objective"] = {"type": "sft"}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_rows import kd, result_of, row_of, sft, sft_kd_study, study_of
 
+from stillhouse.errors import RecipeError
 from stillhouse.study.analysis import analyse
 
 
@@ -173,3 +174,41 @@ def test_the_axes_may_have_other_names() -> None:
     rows = [row_of({"arm": m}, 0, result_of(nll)) for m, nll in (("kd", 2.0), ("ddk", 1.9))]
     analysis = analyse(study_of(rows), method_axis="arm", baseline="kd")
     assert analysis.gains[0].difference.mean == pytest.approx(0.1)
+
+
+def test_the_study_file_names_axes_and_baseline() -> None:
+    rows = [
+        row_of({"arm": arm, "rank": rank}, 0, result_of(nll))
+        for arm, nll in (("plain", 2.0), ("tuned", 1.9))
+        for rank in ("8", "16")
+    ]
+    nameless = analyse(study_of(rows))
+    assert (nameless.gains, nameless.baseline) == ([], None)
+    assert nameless.headline.startswith(
+        "No axis (arm, rank) is named as the method, so nothing is compared; set roles.method. The lowest NLL is 1.900"
+    )
+    named = {**study_of(rows), "roles": {"method": "arm"}, "baseline": "tuned"}
+    analysis = analyse(named)
+    assert analysis.roles == {"method": "arm", "size": None, "teacher": None}
+    assert analysis.baseline == "tuned"
+    assert [g.difference.mean for g in analysis.gains] == pytest.approx([-0.1, -0.1])
+    assert analyse(named, baseline="plain").baseline == "plain"
+    with pytest.raises(RecipeError, match=r"roles.size=ran: there is no such axis. Did you mean 'rank'"):
+        analyse(named, size_axis="ran")
+
+
+def test_the_only_axis_is_the_method() -> None:
+    rows = [row_of({"objective": m}, 0, result_of(nll)) for m, nll in (("sft", 2.0), ("kd", 1.9))]
+    analysis = analyse(study_of(rows))
+    assert (analysis.roles["method"], analysis.baseline, len(analysis.gains)) == ("objective", "sft", 1)
+
+
+def test_the_share_of_a_score_s_gap_is_said() -> None:
+    scores = {"sft": 0.4, "kd": 0.5}
+    rows = [
+        row_of({"method": m}, 0, result_of(2.0, scores={"accuracy": v}, teacher_scores={"accuracy": 0.6}))
+        for m, v in scores.items()
+    ]
+    analysis = analyse(study_of(rows))
+    assert analysis.score_gains[0].gap_recovered == pytest.approx(0.5)
+    assert any("the share of the gap to the teacher that it recovers is 0.500." in s for s in analysis.findings)

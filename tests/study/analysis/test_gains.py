@@ -37,6 +37,30 @@ def test_gap_recovered_by_hand() -> None:
     assert gain.gap_recovered == pytest.approx(0.2)
 
 
+def test_gap_recovered_of_scores_by_hand() -> None:
+    def scored(method: str, seed: int, teacher: float, **scores: float) -> Any:
+        names = {"accuracy": teacher, "chrf": 50.0, "ece": 0.1}
+        return cell(method, 2.0, seed=seed, scores=scores, teacher_scores=names)
+
+    study = read(
+        *(scored("sft", s, 0.6, accuracy=v, chrf=30.0, ece=0.3) for s, v in enumerate((0.4, 0.3))),
+        *(scored("kd", s, 0.6, accuracy=v, chrf=40.0, ece=0.2) for s, v in enumerate((0.5, 0.36))),
+    )
+    # means .43 - .35 = .08 of .6 - .35; by seed .1 / .2 and .06 / .3
+    (accuracy,) = gains(study, "sft", "accuracy")
+    assert accuracy.gap_recovered == pytest.approx(0.08 / 0.25)
+    assert accuracy.gap_recovered_interval is not None
+    assert accuracy.gap_recovered_interval.mean == pytest.approx((0.5 + 0.2) / 2)
+    # Not between 0 and 1, better when lower, not measured on the teacher: no share is claimed.
+    for metric in ("chrf", "ece"):
+        assert gains(study, "sft", metric)[0].gap_recovered is None
+    alone = read(*(cell(m, 2.0, scores={"accuracy": 0.5}) for m in ("sft", "kd")))
+    assert gains(alone, "sft", "accuracy")[0].gap_recovered is None
+    # A teacher within a point of SFT leaves nothing to recover.
+    level = read(scored("sft", 0, 0.405, accuracy=0.4), scored("kd", 0, 0.405, accuracy=0.5))
+    assert gains(level, "sft", "accuracy")[0].gap_recovered is None
+
+
 def test_gap_recovered_is_undefined_where_the_teacher_is_no_better() -> None:
     (gain,) = gains(read(cell("sft", 1.51), cell("kd", 1.4)), "sft")
     assert (gain.gap_recovered, gain.gap_recovered_interval) == (None, None)

@@ -14,7 +14,7 @@ from stillhouse.data.sources import load_rows
 from stillhouse.errors import RecipeError
 from stillhouse.evaluation.held_out import stop_ids
 from stillhouse.models.head import split_model
-from stillhouse.models.load import load_model
+from stillhouse.models.load import load_model, load_tokenizer
 from stillhouse.models.placement import place_model
 from stillhouse.recipe import OutputConfig, PretrainedStudent, Recipe
 from stillhouse.recipe_io import recipe_from_mapping
@@ -42,8 +42,9 @@ from stillhouse.study.view import View
 from stillhouse.teachers.live import LiveTeacher
 from stillhouse.training.cached import teacher_dtype
 from stillhouse.training.distributed import World, world
-from stillhouse.training.models import prepare_student
+from stillhouse.training.models import prepare_student, student_source
 from stillhouse.training.precision import resolve_dtype
+from stillhouse.training.tokenizer_relation import relate_tokenizers
 
 ADVICE_NAME, MEASUREMENT_NAME = "advice.json", "measurement.json"
 
@@ -95,9 +96,10 @@ def look(recipe: Recipe, *, base_dir: Path, folder: Path, say: Callable[[str], N
     """Stage 1: measure teacher and untrained student, and count the data; done once for a folder.
 
     ``folder`` is relative to ``base_dir``. Raises OutputError or RecipeError where the folder holds
-    something else, RecipeError for a recipe without a teacher whose weights are at hand, and as loading does.
+    something else, RecipeError for a recipe without a teacher whose weights are at hand, or whose teacher has
+    another tokenizer, and as loading does.
     """
-    _refuse(recipe)
+    _refuse(recipe, base_dir)
     inner = recipe.model_copy(update={"output": OutputConfig(dir=str(folder / "measure"))})
     directory = RunDirectory.open(inner, base_dir / inner.output.dir, overwrite=False)
     saved = base_dir / folder / MEASUREMENT_NAME
@@ -202,7 +204,7 @@ def _evidence(result: dict[str, Any], looked: Looked, notes: Sequence[str]) -> E
     )
 
 
-def _refuse(recipe: Recipe) -> None:
+def _refuse(recipe: Recipe, base_dir: Path) -> None:
     if recipe.teacher is None:
         raise RecipeError(
             "teacher: the adviser compares distillation with SFT and needs a teacher; add `teacher: {path: ...}`"
@@ -211,6 +213,13 @@ def _refuse(recipe: Recipe) -> None:
         raise RecipeError(
             f"teacher.source={recipe.teacher.source}: the adviser reads the teacher's whole distribution and needs its "
             "weights; name a model with source: live"
+        )
+    ours = load_tokenizer(student_source(recipe), base_dir=base_dir)
+    _, difference = relate_tokenizers(recipe, ours, load_tokenizer(recipe.teacher, base_dir=base_dir))
+    if difference is not None:
+        raise RecipeError(
+            f"teacher.path={recipe.teacher.path}: the adviser compares teacher and student token by token, and "
+            f"{difference}, or compare SFT with `cross_tokenizer` in a study of your own (`stillhouse study`)"
         )
 
 

@@ -68,9 +68,9 @@ class HitRate:
 def validate_adviser(
     study_result: Mapping[str, Any],
     *,
-    method_axis: str = "method",
-    size_axis: str = "size",
-    teacher_axis: str = "teacher",
+    method_axis: str | None = None,
+    size_axis: str | None = None,
+    teacher_axis: str | None = None,
     baseline: str | None = None,
 ) -> HitRate:
     """Ask about every larger size of every arm from each set of at least two smaller sizes.

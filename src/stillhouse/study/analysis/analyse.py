@@ -112,9 +112,9 @@ class Analysis:
 def analyse(
     study_result: Mapping[str, Any],
     *,
-    method_axis: str = "method",
-    size_axis: str = "size",
-    teacher_axis: str = "teacher",
+    method_axis: str | None = None,
+    size_axis: str | None = None,
+    teacher_axis: str | None = None,
     baseline: str | None = None,
     draws: int = DRAWS,
     seed: int = 0,
@@ -122,11 +122,12 @@ def analyse(
 ) -> Analysis:
     """Analyse the object of ``study_result.json``; what an axis is missing for is left empty.
 
-    ``baseline`` is the method the others are compared with (None: SFT, else CPT, else one that
-    learns from no teacher). ``draws`` resamples drawn with ``seed`` show how sure a crossover is;
+    The axes, and ``baseline``, the method the others are compared with, are those of the study file
+    unless they are given here; without either, the axes of these names (a study's only axis is its
+    method) and SFT, else CPT, else one that learns from no teacher. ``draws`` resamples drawn with ``seed`` show how sure a crossover is;
     ``huber_delta`` (in the losses' unit) makes the fits robust to an outlying size.
 
-    Raises DataError for a damaged study and RecipeError for a baseline it lacks.
+    Raises DataError for a damaged study and RecipeError for a baseline or an axis it lacks.
     """
     study = read_study(study_result, method_axis=method_axis, size_axis=size_axis, teacher_axis=teacher_axis)
     base = choose_baseline(study, baseline)

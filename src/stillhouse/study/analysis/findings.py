@@ -87,7 +87,6 @@ def _far_from_teacher(study: Study) -> list[str]:
 
 
 def _one_method(study: Study) -> str:
-    methods = f"only {study.methods[0]}" if study.methods else "only one method"
     best = min(
         (
             (mean(values(runs, "nll").values()), arm, size)
@@ -97,10 +96,13 @@ def _one_method(study: Study) -> str:
         key=lambda item: item[0],
     )
     where = f" at size {best[2]}" if best[2] else ""
-    return (
-        f"The study has {methods} finished, so methods cannot be compared; its lowest NLL is {number(best[0])} "
-        f"nats/token, from {arm_name(best[1])}{where}."
-    )
+    lowest = f"lowest NLL is {number(best[0])} nats/token, from {arm_name(best[1])}{where}."
+    if study.method_axis is not None:
+        return f"The study has only {study.methods[0]} finished, so methods cannot be compared; its {lowest}"
+    if not study.axes:
+        return f"The study has no axes, so there is nothing to compare; its {lowest}"
+    axes = ", ".join(study.axes)
+    return f"No axis ({axes}) is named as the method, so nothing is compared; set roles.method. The {lowest}"
 
 
 def _gain_sentence(arm: Arm, baseline: str, gains: Sequence[Gain]) -> str:
@@ -151,12 +153,22 @@ def _crossover_sentence(found: ArmCrossover, baseline: str) -> str:
 def _score_sentences(gains: Sequence[Gain], baseline: str) -> list[str]:
     sentences = []
     for arm, metric in dict.fromkeys((g.arm, g.metric) for g in gains):
-        signs = [g.difference.sign for g in gains if (g.arm, g.metric) == (arm, metric)]
-        sentences.append(
+        own = [g for g in gains if (g.arm, g.metric) == (arm, metric)]
+        signs = [g.difference.sign for g in own]
+        text = (
             f"{metric}: {arm_name(arm)} is better than {baseline} in {signs.count(1)}, worse in {signs.count(-1)} and "
-            f"not to be told apart in {signs.count(0)} of {len(signs)} cells."
+            f"not to be told apart in {signs.count(0)} of {len(signs)} cells"
         )
+        shares = [g.gap_recovered for g in own if g.gap_recovered is not None]
+        if shares:
+            text += f"; the share of the gap to the teacher that it recovers is {_range_text(shares)}"
+        sentences.append(f"{text}.")
     return sentences
+
+
+def _range_text(numbers: Sequence[float]) -> str:
+    low, high = number(min(numbers)), number(max(numbers))
+    return low if low == high else f"{low} to {high}"
 
 
 def _domain_sentences(domains: Sequence[DomainGain], gains: Sequence[Gain]) -> list[str]:

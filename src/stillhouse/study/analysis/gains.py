@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from stillhouse.study.analysis.intervals import Interval, paired_differences, paired_interval, t_interval
+from stillhouse.evaluation.gap import gap_recovered
+from stillhouse.study.analysis.intervals import Interval, paired_interval, t_interval
 from stillhouse.study.analysis.rows import Arm, Run, Study, is_score, mean, values
 
 MIN_GAP_NATS = 0.02
@@ -26,7 +27,8 @@ class Gain:
 
     ``difference`` is in nats a token, or in the score's own unit; ``seeds_without_partner`` were
     left out because the other method's run is missing. ``gap_recovered`` is the difference over what
-    the teacher is better than the baseline, None where that is too little to divide by.
+    the teacher is better than the baseline, for NLL and scores between 0 and 1; None where that is too little
+    to divide by, or the teacher was not measured.
     """
 
     arm: Arm
@@ -268,20 +270,26 @@ def _gap_recovered(
 ) -> tuple[float | None, Interval | None]:
     """(KD - SFT) / (teacher - SFT): the ratio of the means, and Student-t over the seeds' own ratios.
 
-    Known for NLL, the only metric that rows carry for the teacher as well.
+    Known for NLL, and for scores between 0 and 1; over the seeds whose teacher was measured as well.
     """
-    if metric != "nll":
-        return None, None
     own, base = values(runs, metric), values(partners, metric)
-    teachers = {seed: run.result.get("teacher_nll") for seed, run in runs.items()}
-    seeds = [s for s in sorted(own.keys() & base.keys()) if teachers[s] is not None]
-    if not seeds:
+    teacher = {seed: value for seed, run in runs.items() if (value := run.teacher_value(metric)) is not None}
+    seeds = sorted(own.keys() & base.keys() & teacher.keys())
+    triples = [(own[seed], base[seed], teacher[seed]) for seed in seeds]
+    if not triples:
         return None, None
-    room = {seed: base[seed] - float(teachers[seed] or 0.0) for seed in seeds}
-    if abs(mean(room.values())) < MIN_GAP_NATS:
+    if metric == "nll":
+        share = _nll_recovered
+    elif is_score(metric) and all(0 <= value <= 1 for triple in triples for value in triple):
+        share = gap_recovered
+    else:
         return None, None
-    differences = dict(zip(sorted(own.keys() & base.keys()), paired_differences(base, own), strict=True))
-    total = mean(differences[s] for s in seeds) / mean(room.values())
-    if any(abs(room[s]) < MIN_GAP_NATS for s in seeds):
-        return total, None
-    return total, t_interval([differences[s] / room[s] for s in seeds])
+    total = share(*(mean(column) for column in zip(*triples, strict=True)))
+    each = [found for triple in triples if (found := share(*triple)) is not None]
+    return total, t_interval(each) if total is not None and len(each) == len(triples) else None
+
+
+def _nll_recovered(distilled: float, fine_tuned: float, teacher: float) -> float | None:
+    """The share for losses in nats a token, where less is better."""
+    room = fine_tuned - teacher
+    return None if abs(room) < MIN_GAP_NATS else (fine_tuned - distilled) / room

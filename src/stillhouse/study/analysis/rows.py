@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from stillhouse.errors import DataError, RecipeError, did_you_mean
+from stillhouse.study.config import axis_roles
 
 LOWER_IS_BETTER = ("nll", "loss", "ece", "perplexity", "ppl", "kl", "brier")
 """Last parts of the names of metrics that are better when lower; all others are scores."""
@@ -43,6 +44,12 @@ class Run:
             return mean(ratios.values()) if ratios else None
         return _number((self.result.get("scores") or {}).get(metric))
 
+    def teacher_value(self, metric: str) -> float | None:
+        """``nll`` or the score of that name, of the run's teacher; None where it was not measured."""
+        if metric == "nll":
+            return _number(self.result.get("teacher_nll"))
+        return _number((self.result.get("teacher_scores") or {}).get(metric))
+
 
 @dataclass(frozen=True)
 class Size:
@@ -57,7 +64,8 @@ class Size:
 class Study:
     """A study's finished runs, which axis plays which part, and the runs that are not there.
 
-    ``method_axis``, ``size_axis`` and ``teacher_axis`` are None where the study has no such axis.
+    ``method_axis``, ``size_axis`` and ``teacher_axis`` are None where the study has no such axis;
+    ``baseline`` is the method that the study file names as the one to compare with.
     """
 
     name: str
@@ -67,6 +75,7 @@ class Study:
     size_axis: str | None
     teacher_axis: str | None
     unfinished: tuple[dict[str, Any], ...] = field(default=())
+    baseline: str | None = None
 
     @cached_property
     def table(self) -> dict[Arm, dict[str | None, dict[int, Run]]]:
@@ -133,13 +142,15 @@ class Study:
 def read_study(
     study_result: Mapping[str, Any],
     *,
-    method_axis: str = "method",
-    size_axis: str = "size",
-    teacher_axis: str = "teacher",
+    method_axis: str | None = None,
+    size_axis: str | None = None,
+    teacher_axis: str | None = None,
 ) -> Study:
     """Check the object of ``study_result.json`` and sort its rows: their order in the file never matters.
 
-    Raises DataError naming the row that is damaged or stands twice.
+    An axis that is given here goes before the file's ``roles``, and these before the axis of the part's
+    own name (see ``axis_roles``). Raises DataError naming the row that is damaged or stands twice, and
+    RecipeError for an axis that the study lacks.
     """
     try:
         axes: dict[str, list[str]] = {axis: list(labels) for axis, labels in study_result["axes"].items()}
@@ -154,30 +165,39 @@ def read_study(
     order = {axis: {label: i for i, label in enumerate(labels)} for axis, labels in axes.items()}
     rows.sort(key=lambda row: (*(order[axis][row["labels"][axis]] for axis in axes), row["seed"]))
     _refuse_twins(rows)
+    given = {"method": method_axis, "size": size_axis, "teacher": teacher_axis}
+    named = {**(study_result.get("roles") or {}), **{part: axis for part, axis in given.items() if axis is not None}}
+    try:
+        roles = axis_roles(list(axes), named)
+    except ValueError as error:
+        raise RecipeError(f"study {name!r}: {error}") from error
     return Study(
         name=name,
         axes=axes,
         runs=tuple(Run(r["labels"], r["seed"], r["result"]) for r in rows if r["status"] == "done"),
-        method_axis=method_axis if method_axis in axes else None,
-        size_axis=size_axis if size_axis in axes else None,
-        teacher_axis=teacher_axis if teacher_axis in axes else None,
+        method_axis=roles["method"],
+        size_axis=roles["size"],
+        teacher_axis=roles["teacher"],
         unfinished=tuple(
             {"labels": dict(r["labels"]), "seed": r["seed"], "status": r["status"], "error": r.get("error")}
             for r in rows
             if r["status"] != "done"
         ),
+        baseline=study_result.get("baseline"),
     )
 
 
 def choose_baseline(study: Study, baseline: str | None) -> str | None:
-    """The method that the others are compared with: the one named, else SFT, else CPT, else one without a teacher.
+    """The method that the others are compared with: the one named here, else in the study file, else SFT, else CPT,
+    else one without a teacher.
 
     None where there are no two methods to compare. Raises RecipeError for a label that the axis lacks.
     """
     labels = list(study.axes[study.method_axis]) if study.method_axis else []
+    baseline = baseline if baseline is not None else study.baseline
     if baseline is not None and baseline not in labels:
         raise RecipeError(
-            f"baseline={baseline}: the study has no such method; one of {', '.join(labels) or '(no method axis)'}."
+            f"baseline={baseline}: the study has no such method; one of {', '.join(labels) or '(no axis is named as the method; set roles.method)'}."
             f"{did_you_mean(baseline, labels)}"
         )
     if len(study.methods) < 2:
