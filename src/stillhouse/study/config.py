@@ -153,7 +153,7 @@ class StudyConfig(Config):
 
     @model_validator(mode="after")
     def _roles_exist(self) -> StudyConfig:
-        roles = axis_roles(list(self.axes), self.roles)
+        roles = axis_roles(list(self.axes), {str(part): axis for part, axis in self.roles.items()})
         labels = [] if roles["method"] is None else list(self.axes[roles["method"]])
         if self.baseline is not None and self.baseline not in labels:
             known = f"it has {', '.join(labels)}" if labels else "there is none; set roles.method to an axis"
