@@ -19,10 +19,11 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "ddk").glob("*.yaml"))
 
 def shortened(path: Path, tmp_path: Path) -> list[str]:
     """Overrides that point a recipe at small data and cut its model, intervals and budget."""
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()[:200]]
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()[:240]]
     texts = [{"text": row["messages"][1]["content"] * 4, "domain": row["domain"]} for row in rows]
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    corpus, held_out = tmp_path / "corpus.jsonl", tmp_path / "held_out.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in texts[:200]))
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in texts[200:]))
     domains = sorted({row["domain"] for row in texts})
     weights = tmp_path / "doremi_weights.json"
     weights.write_text(json.dumps({"format": 1, "weights": {name: 1 / len(domains) for name in domains}}))
@@ -32,6 +33,8 @@ def shortened(path: Path, tmp_path: Path) -> list[str]:
         "data.validation_fraction=0.2",
         "data.validation_limit_per_domain=4",
         f"data.train=[{{path: {corpus}}}]",
+        f"evaluation.test=[{{path: {held_out}}}]",
+        "evaluation.test_limit_per_domain=2",
         f"output.dir={tmp_path / 'run'}",
         "student.depth={layers: 6, method: even}",
         "student.calibration_documents=2",
@@ -60,6 +63,8 @@ def test_the_arms_differ_in_nothing_but_the_method() -> None:
     for recipe in arms:
         assert recipe.output.dir.startswith("runs/ddk/")
         assert (recipe.data, recipe.student, recipe.teacher) == (arms[0].data, arms[0].student, arms[0].teacher)
+        assert recipe.evaluation == arms[0].evaluation
+        assert recipe.evaluation.test, "DDK keeps validation rows for itself"
         assert recipe.stages[0].optimisation == arms[0].stages[0].optimisation
 
 

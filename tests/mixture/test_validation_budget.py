@@ -13,8 +13,10 @@ from stillhouse.mixture.validation_budget import (
     MINIMUM_TOKENS,
     TokenCosts,
     choose_validation_tokens,
+    count_content_targets,
     predict_overhead,
     split_driving_documents,
+    warn_of_thin_domains,
 )
 
 RUN = {"num_domains": 8, "interval_steps": 50, "num_steps": 500, "tokens_per_step": 4096}
@@ -124,3 +126,27 @@ def test_a_trained_domain_without_enough_validation_rows_is_named(rows: int) -> 
     driving, scoring = split_driving_documents(documents, 10, seed=0, active=np.array([True, False]))
     assert len(driving) == 1
     assert len(scoring) == len(documents) - 1
+
+
+def test_targets_are_counted_without_prompts_and_ends_of_turns() -> None:
+    end = 7
+    documents = []
+    for domain, (prompt, answer) in enumerate([(90, 10), (5, 3), (5, 0)]):
+        ids = np.array([1] * prompt + [2] * answer + [end], np.int32)
+        mask = np.arange(len(ids)) >= prompt
+        documents.append(Document(ids, mask, domain, domain.to_bytes(16, "little")))
+    found = DocumentSet.build(documents, [0, 1, 2], ["a", "b", "c"], "tokenizer")
+    assert count_content_targets(found, {end}).tolist() == [10, 3, 0]
+    assert count_content_targets(found, frozenset()).tolist() == [11, 4, 1]
+
+
+def test_domains_with_few_targets_are_named_and_those_without_any_refused() -> None:
+    documents = rows_of([[10]], [[10]], [[10]])
+    targets, all_active = np.array([MINIMUM_TOKENS, 12, 0]), np.array([True, True, True])
+    warning = warn_of_thin_domains(documents, targets, active=np.array([True, True, False]), where="mixture of main")
+    assert warning is not None
+    assert "mixture of main: fewer than 256 target tokens measure the gap of 'd1' (12)," in warning
+    first = np.array([True, False, False])
+    assert warn_of_thin_domains(documents, targets, active=first, where="mixture of main") is None
+    with pytest.raises(DataError, match="domain 'd2' that drive the mixture of main have no target token"):
+        warn_of_thin_domains(documents, targets, active=all_active, where="mixture of main")

@@ -158,6 +158,16 @@ def test_rows_held_out_of_drawn_training_rows_are_pointed_out(tmp_path: Path) ->
     assert len(held_out_notes(plan(tmp_path, limited, seeds=[0, 1]))) == 1
 
 
+def test_arms_that_follow_the_gap_beside_others_want_a_test_set(tmp_path: Path) -> None:
+    following = {"stages.0.mixture": {"type": "ddk", "validation_tokens_per_domain": 300}}
+    axes = {"method": {"kd": {}, "ddk": following}}
+    assert "`evaluation.test`" in held_out_notes(plan(tmp_path, axes=axes))[0]
+    tested = {**BASE, "evaluation": {"test": [{"path": "t.jsonl"}]}}
+    assert held_out_notes(plan(tmp_path, tested, axes=axes)) == []
+    alphas = {f"a{alpha}": {**following, "stages.0.mixture.alpha": alpha} for alpha in (0.2, 0.8)}
+    assert held_out_notes(plan(tmp_path, axes={"alpha": alphas})) == []
+
+
 def test_sizes_are_nested_for_each_seed(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(60)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

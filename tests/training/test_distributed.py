@@ -102,6 +102,32 @@ def test_a_run_resumes_on_another_number_of_processes(
 
 
 @pytest.mark.slow
+def test_a_mixture_follows_the_gap_on_two_processes_as_on_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Measured on two, stopped inside the second interval, and gone on with on one."""
+    mixture = {"type": "ddk", "interval_steps": 2, "validation_tokens_per_domain": 30}
+
+    def recipe(name: str) -> Recipe:
+        data = make_recipe(name, optimisation={"learning_rate": 1e-3}).model_dump()
+        data["stages"][0]["mixture"] = mixture
+        data["data"]["validation_fraction"] = 0.4
+        return Recipe.model_validate(data)
+
+    one = train(recipe("one")).directory
+    launch(recipe("two"), tmp_path, processes=2)
+    launch(recipe("moved"), tmp_path, processes=2, stop_after=3)
+    assert not (tmp_path / "moved" / "result.json").exists()
+    launch(recipe("moved"), tmp_path, processes=1)
+    for other in (tmp_path / "two", tmp_path / "moved"):
+        assert_follows(one, other)
+        for left, right in zip(events(one, "mixture"), events(other, "mixture"), strict=True):
+            assert left["step"] == right["step"]
+            for name, row in left["domains"].items():
+                assert row["ratio"] == pytest.approx(right["domains"][name]["ratio"], rel=2e-4)
+                assert row["weight"] == pytest.approx(right["domains"][name]["weight"], rel=2e-4)
+                assert row["documents"] == right["domains"][name]["documents"]
+
+
+@pytest.mark.slow
 def test_a_sharded_teacher_says_the_same(make_recipe: MakeRecipe, tmp_path: Path, tiny_teacher_dir: Path) -> None:
     one = train(make_recipe("one", optimisation={"learning_rate": 1e-3})).directory
     teacher = {"path": str(tiny_teacher_dir), "placement": "sharded"}

@@ -14,8 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from stillhouse.errors import DataError, RecipeError
+from stillhouse.models.load import load_tokenizer
+from stillhouse.preflight.check import preflight
 from stillhouse.recipe import Recipe
+from stillhouse.training.evaluating import Evaluator
 from stillhouse.training.loop import StageLoop
+from stillhouse.training.mixing import HeldOutSplit, split_held_out
+from stillhouse.training.models import load_data
 from stillhouse.training.run import train
 from stillhouse.training.step import TrainStep
 
@@ -154,6 +159,74 @@ def test_a_step_holds_the_same_documents_however_it_is_split(
     train(mixed(make_recipe, "b", DDK, optimisation={"micro_batch_tokens": 32}))
     assert len(first) == 6
     assert first == drawn
+
+
+def split(recipe: Recipe) -> HeldOutSplit:
+    """What a run of ``recipe`` keeps out of its scores, for a student of 1000 parameters and a teacher of 5000."""
+    tokenizer = load_tokenizer(recipe.student, base_dir=Path())
+    return split_held_out(
+        recipe, load_data(recipe, tokenizer, Path()), 1000, 5000, tokenizer=tokenizer, base_dir=Path()
+    )
+
+
+def test_driving_rows_are_the_same_for_every_seed_and_leave_the_scored_rows(make_recipe: MakeRecipe) -> None:
+    found = [split(mixed(make_recipe, "run", DDK, seed=seed)) for seed in (0, 1)]
+    first, second = (s.driving["main"].uids.tolist() for s in found)
+    assert first == second
+    scored = found[0].dataset.test
+    assert not {bytes(uid) for uid in scored.documents.uids} & {bytes(uid) for uid in found[0].driving["main"].uids}
+    domains = [scored.documents.domains[i] for i in scored.documents.domain_ids]
+    assert [scored.rows[i].domain for i in scored.documents.rows] == domains
+    assert len(scored.rows) == len(set(scored.documents.rows.tolist()))
+
+
+def test_domains_with_few_driving_targets_are_named(make_recipe: MakeRecipe) -> None:
+    found = split(mixed(make_recipe, "run", DDK))
+    assert len(found.warnings) == 1
+    assert all(f"'{name}' (" in found.warnings[0] for name in ("greetings", "math", "spelling"))
+    assert found.lines()[-1] == f"warning: {found.warnings[0]}"
+
+
+def test_a_cached_teacher_pays_no_part_of_a_step(make_recipe: MakeRecipe, tiny_teacher_dir: Path) -> None:
+    teacher = {"path": str(tiny_teacher_dir)}
+    cached = {**teacher, "source": "cache", "cache": {"dir": "cache"}}
+    live, read = (split(mixed(make_recipe, "run", DDK, teacher=t)).budgets["main"] for t in (teacher, cached))
+    assert live.tokens_per_domain == read.tokens_per_domain
+    # A step costs 6 * 1000 + 2 * 5000 with the teacher beside it, and 6 * 1000 without.
+    assert read.overhead / live.overhead == pytest.approx(16_000 / 6_000)
+
+
+def test_a_stage_without_rows_drives_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    empty = {"train": [{"path": str(tmp_path / "empty.jsonl")}], "when_empty": "skip"}
+    following = {"objective": {"type": "kd"}, "mixture": DDK}
+    recipe = make_recipe("run", stages=[{"name": "none", "data": empty, **following}, {"name": "main", **following}])
+    data = recipe.model_dump()
+    data["data"]["validation_fraction"] = 0.4
+    found = split(Recipe.model_validate(data))
+    assert list(found.driving) == ["main"]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "expected"),
+    [
+        ({"type": "equal"}, r"stages\.0\.mixture\.interval_steps=1000: the run has only 6 steps"),
+        ({"type": "fixed", "interval_steps": 2, "weights": {"maths": 1.0}}, r"stages\.0\.mixture\.weights\.maths"),
+    ],
+    ids=["interval", "weights"],
+)
+def test_mixtures_are_refused_before_anything_is_measured(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, mixture: dict[str, Any], expected: str
+) -> None:
+    def measured(*_: Any, **__: Any) -> None:
+        raise AssertionError("an evaluator was made")
+
+    recipe = mixed(make_recipe, "run", mixture)
+    with pytest.raises(RecipeError, match=expected):
+        preflight(recipe, base_dir=Path())
+    monkeypatch.setattr(Evaluator, "__init__", measured)
+    with pytest.raises(RecipeError, match=expected):
+        train(recipe)
 
 
 @pytest.mark.parametrize(

@@ -57,11 +57,7 @@ class IntervalPlan:
     def __init__(
         self, documents: DocumentSet, *, seed: int, interval_steps: int, num_steps: int, tokens_per_step: int
     ) -> None:
-        if interval_steps > num_steps:
-            raise RecipeError(
-                f"mixture.interval_steps={interval_steps}: the run has only {num_steps} steps, so the mixture would "
-                f"never be renewed; use at most {max(1, num_steps // 2)} or train longer"
-            )
+        check_interval(interval_steps, num_steps, where="mixture.interval_steps")
         assert interval_steps >= 1
         assert tokens_per_step >= 1
         self.domains = documents.domains
@@ -189,6 +185,15 @@ class IntervalPlan:
             documents=sum(len(part) for part in parts),
             balance_tokens=position.balances[domain],
             passes=position.cycles[domain] + position.cursors[domain] / size if size else 0.0,
+        )
+
+
+def check_interval(interval_steps: int, num_steps: int, *, where: str) -> None:
+    """Raise RecipeError, naming the field ``where``, for an interval longer than the stage's steps."""
+    if interval_steps > num_steps:
+        raise RecipeError(
+            f"{where}={interval_steps}: the run has only {num_steps} steps, so the mixture would "
+            f"never be renewed; use at most {max(1, num_steps // 2)} or train longer"
         )
 
 

@@ -8,6 +8,7 @@ drive the weights are kept apart from those that score the result.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,11 @@ from stillhouse.randomness import numpy_generator
 
 MAX_OVERHEAD = 0.03
 MINIMUM_TOKENS = 256
-"""Token losses scatter by about 3 nats, so the mean of 256 is known to 0.2: less would steer by noise."""
+"""Token losses scatter by about 3 nats, so the mean of 256 is known to 0.2: less would steer by noise.
+
+What counts are targets, prompts cost time and say nothing. A budget of fewer tokens cannot hold as many targets and
+is refused; a domain that finds fewer targets within its budget is warned of.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,37 @@ def choose_validation_tokens(
             f"{MINIMUM_TOKENS} say nothing; {remedy}, or set mixture.validation_tokens_per_domain yourself"
         )
     return predict(min(tokens, available_tokens), interval_steps)
+
+
+def count_content_targets(documents: DocumentSet, end_of_turn_ids: Collection[int]) -> Int64Array:
+    """The tokens per domain that an NLL is averaged over, int64 [D]: targets that do not end a turn."""
+    content = documents.mask & ~np.isin(documents.tokens, sorted(end_of_turn_ids))
+    domains = np.repeat(documents.domain_ids, documents.lengths)
+    return np.bincount(domains[content], minlength=len(documents.domains))
+
+
+def warn_of_thin_domains(driving: DocumentSet, targets: Int64Array, *, active: BoolArray, where: str) -> str | None:
+    """Name the trained domains whose ratio is read from fewer than 256 content targets; None where all have them.
+
+    ``targets`` int64 [D] and ``active`` bool [D] as above; ``where`` names the mixture.
+
+    Raises DataError for a domain without any.
+    """
+    thin = [(driving.domains[i], int(targets[i])) for i in np.flatnonzero(active & (targets < MINIMUM_TOKENS))]
+    for name, count in thin:
+        if not count:
+            raise DataError(
+                f"data.validation: the rows of domain {name!r} that drive the {where} have no target token, so its gap "
+                "cannot be measured; add validation rows with longer answers, or raise "
+                "mixture.validation_tokens_per_domain"
+            )
+    if not thin:
+        return None
+    counts = ", ".join(f"{name!r} ({count})" for name, count in thin)
+    return (
+        f"{where}: fewer than {MINIMUM_TOKENS} target tokens measure the gap of {counts}, so noise moves their weights; "
+        "add validation rows, or raise mixture.validation_tokens_per_domain (prompts count there), which costs time"
+    )
 
 
 def split_driving_documents(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import psutil
 import torch
 
@@ -35,7 +34,7 @@ from stillhouse.recipe import (
     TEDObjective,
 )
 from stillhouse.run_directory import RunDirectory
-from stillhouse.training.mixing import constant_weights, interval_steps_of, num_interval_steps, split_held_out
+from stillhouse.training.mixing import check_mixtures, interval_steps_of, num_interval_steps, split_held_out
 from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source
 from stillhouse.training.precision import resolve_dtype
 from stillhouse.training.served import refuse_trimmed
@@ -102,7 +101,15 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
     teacher = None
     if recipe.teacher is not None and recipe.teacher.source != "server":  # a served one takes nothing here
         teacher = _size(recipe.teacher, base_dir)
-    split_held_out(recipe, dataset, student.parameters, None if teacher is None else teacher.parameters)
+    check_mixtures(recipe, dataset, base_dir, proxies_trained=False)
+    split = split_held_out(
+        recipe,
+        dataset,
+        student.parameters,
+        None if teacher is None else teacher.parameters,
+        tokenizer=tokenizer,
+        base_dir=base_dir,
+    )
     flops = measure_flops(dtype, device)
     guesses = []
     for stage in recipe.stages:
@@ -132,7 +139,8 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
         memory_available=memory,
         disk_available=disk,
         warnings=[
-            *_doremi_warnings(recipe, dataset, base_dir),
+            *split.warnings,
+            *_doremi_warnings(recipe, base_dir),
             *_warnings(recipe, dataset, guess, memory, disk, device),
         ],
     )
@@ -202,20 +210,15 @@ def _amount(recipe: Recipe, stage: StageConfig, dataset: Dataset) -> tuple[int, 
     return steps, plan.tokens_before(steps)
 
 
-def _doremi_warnings(recipe: Recipe, dataset: Dataset, base_dir: Path) -> list[str]:
-    """What the runs before have not left yet; weights that are there are checked against the domains."""
+def _doremi_warnings(recipe: Recipe, base_dir: Path) -> list[str]:
+    """What the runs before have not left yet."""
     found = []
     for i, stage in enumerate(recipe.stages):
         mixture, objective = stage.mixture, stage.objective
-        if isinstance(mixture, DoReMiMixture):
-            documents = dataset.of_stage(stage.name).train.documents
-            tokens = np.bincount(documents.domain_ids, weights=documents.lengths, minlength=len(documents.domains))
-            if (base_dir / mixture.weights_from).exists():
-                constant_weights(mixture, documents.domains, tokens.astype(np.int64), base_dir)
-            else:
-                found.append(
-                    f"stages.{i}.mixture.weights_from={mixture.weights_from} is not there yet; train the proxy first"
-                )
+        if isinstance(mixture, DoReMiMixture) and not (base_dir / Path(mixture.weights_from).expanduser()).exists():
+            found.append(
+                f"stages.{i}.mixture.weights_from={mixture.weights_from} is not there yet; train the proxy first"
+            )
         if isinstance(objective, DoReMiProxyObjective) and not (base_dir / objective.reference).exists():
             found.append(
                 f"stages.{i}.objective.reference={objective.reference} is no folder here: train the reference first, "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import FollowingMixture, Recipe
 from stillhouse.recipe_io import read_mapping, recipe_from_mapping, set_field
 from stillhouse.study.budget import Sizes, apply_budget
 from stillhouse.study.config import StudyConfig
@@ -116,6 +116,10 @@ def fingerprint(recipe: Recipe) -> str:
 
 def held_out_notes(plan: Plan) -> list[str]:
     """What a reader should know about the rows on which the runs are compared."""
+    return _drawn_rows_notes(plan) + _driving_rows_notes(plan)
+
+
+def _drawn_rows_notes(plan: Plan) -> list[str]:
     drawn = {
         tuple((source.limit, source.limit_per_domain) for source in run.recipe.data.train)
         for run in plan.runs.values()
@@ -127,6 +131,25 @@ def held_out_notes(plan: Plan) -> list[str]:
     return [
         "held-out rows are split off the training rows, and these are drawn with `limit`: runs of other sizes or seeds "
         "are measured on other rows; name held-out files under `data.validation` or `evaluation.test` of the base recipe"
+    ]
+
+
+def _driving_rows_notes(plan: Plan) -> list[str]:
+    """A mixture that follows the student keeps validation rows for itself: how many depends on it and its budget."""
+    taken = {
+        tuple(
+            (stage.mixture.validation_tokens_per_domain, stage.mixture.interval_steps, stage.optimisation.batch_tokens)
+            for stage in plan.runs[name].recipe.stages
+            if isinstance(stage.mixture, FollowingMixture)
+        )
+        for name in {cell.run for cell in plan.cells}
+        if not plan.runs[name].recipe.evaluation.test
+    }
+    if len(taken) < 2:
+        return []
+    return [
+        "some runs follow the gap, and the validation rows that drive their weights do not score them: arms are scored on "
+        "unequal rows; name held-out files under `evaluation.test` of the base recipe"
     ]
 
 

@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stillhouse.data.dataset import Dataset
+from stillhouse.data.dataset import HELD_OUT_SEED, Dataset
 from stillhouse.data.document import DocumentSet, Int64Array
+from stillhouse.data.formatting import chat_format_for
 from stillhouse.data.prepare import Prepared, count_domains
 from stillhouse.evaluation.assess import teacher_scorer
+from stillhouse.evaluation.held_out import stop_ids
 from stillhouse.evaluation.nll import NLLReport, TokenScorer, measure_nll
 from stillhouse.mixture.controller import DomainLosses, Measurements, MixtureController
 from stillhouse.mixture.discrepancy import DiscrepancyStop
-from stillhouse.mixture.interval import IntervalPlan
+from stillhouse.mixture.interval import IntervalPlan, check_interval
 from stillhouse.mixture.policy import DDKPolicy, Policy, StaticPolicy
 from stillhouse.mixture.validation_budget import (
     TokenCosts,
     ValidationBudget,
     choose_validation_tokens,
+    count_content_targets,
     predict_overhead,
     split_driving_documents,
+    warn_of_thin_domains,
 )
 from stillhouse.mixture.weights import FloatArray, equal_weights, fixed_weights, proportional_weights
 from stillhouse.recipe import (
     DDKMixture,
     DistillationObjective,
     DoReMiMixture,
+    DoReMiProxyObjective,
     EqualMixture,
     FixedMixture,
     FollowingMixture,
     ProportionalMixture,
     Recipe,
+    SequenceKDObjective,
     StageConfig,
     UnsmoothedDDKMixture,
 )
@@ -42,14 +49,30 @@ from stillhouse.teachers.protocol import Teacher
 from stillhouse.training.distributed import World
 from stillhouse.training.doremi import read_weights
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 
 @dataclass(frozen=True)
 class HeldOutSplit:
-    """The dataset whose held-out documents only score; by stage, those that drive the weights and their cost."""
+    """The dataset whose held-out documents only score; by stage, those that drive the weights and their cost.
+
+    ``warnings`` name the domains whose weight is moved by noise.
+    """
 
     dataset: Dataset
-    driving: dict[str, DocumentSet]
-    budgets: dict[str, ValidationBudget]
+    driving: dict[str, DocumentSet] = field(default_factory=dict)
+    budgets: dict[str, ValidationBudget] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What a person should know before the run: what is measured, at what cost, and the warnings."""
+        costs = [
+            f"mixture of {name}: {budget.tokens_per_domain} held-out tokens a domain drive the weights, measured "
+            f"{budget.measurements} times: predicted overhead {budget.overhead:.1%} of training"
+            for name, budget in self.budgets.items()
+        ]
+        return costs + [f"warning: {warning}" for warning in self.warnings]
 
 
 def interval_steps_of(stage: StageConfig) -> int | None:
@@ -70,29 +93,89 @@ def num_interval_steps(stage: StageConfig, documents: DocumentSet) -> int:
     return max(1, min(limits))
 
 
-def split_held_out(
-    recipe: Recipe, dataset: Dataset, student_parameters: int, teacher_parameters: int | None
-) -> HeldOutSplit:
-    """Take the validation documents that drive the weights of any stage out of those that score.
+def check_mixtures(recipe: Recipe, dataset: Dataset, base_dir: Path, *, proxies_trained: bool) -> None:
+    """Refuse mixtures that could not be drawn, before time is spent on models.
 
-    As many as cost at most 3 % of a stage's training time, unless the recipe says how many. Raises
-    RecipeError or DataError where that leaves too few.
+    Every interval must fit into its stage, and weights that never move must fit the domains that the
+    stage trains on. ``proxies_trained``: a DoReMi proxy's weights must be there, unless an earlier stage
+    of this recipe writes them. Stages without documents are skipped. Where the teacher writes the
+    answers first, what depends on them is checked when they are there.
+
+    Raises RecipeError or DataError that names the field.
     """
-    following = [stage for stage in recipe.stages if isinstance(stage.mixture, FollowingMixture)]
-    if not following:
-        return HeldOutSplit(dataset, {}, {})
-    assert teacher_parameters is not None, "the recipe's validation asks for a teacher"
+    for i, stage in enumerate(recipe.stages):
+        documents, mixture = dataset.of_stage(stage.name).train.documents, stage.mixture
+        interval_steps = interval_steps_of(stage)
+        if interval_steps is None or not len(documents):
+            continue
+        where = f"stages.{i}.mixture"
+        labelled = isinstance(stage.objective, SequenceKDObjective)
+        if not (labelled and stage.optimisation.budget.epochs is not None):
+            check_interval(interval_steps, num_interval_steps(stage, documents), where=f"{where}.interval_steps")
+        if isinstance(mixture, FollowingMixture) or labelled:
+            continue
+        if isinstance(mixture, DoReMiMixture):
+            promised = not proxies_trained or _is_written_before(recipe, i, mixture, base_dir)
+            if promised and not (base_dir / Path(mixture.weights_from).expanduser()).exists():
+                continue
+        constant_weights(mixture, documents.domains, _tokens_by_domain(documents), base_dir, where=where)
+
+
+def _is_written_before(recipe: Recipe, stage: int, mixture: DoReMiMixture, base_dir: Path) -> bool:
+    """Whether an earlier stage of the same run is the proxy whose weights a stage waits for."""
+    file = base_dir / Path(mixture.weights_from).expanduser()
+    proxies = any(isinstance(e.objective, DoReMiProxyObjective) for e in recipe.stages[:stage])
+    return proxies and base_dir / recipe.output.dir in (file, file.parent)
+
+
+def _tokens_by_domain(documents: DocumentSet) -> Int64Array:
+    """Tokens of each domain, prompts included, int64 [D]."""
+    counts = np.zeros(len(documents.domains), np.int64)
+    np.add.at(counts, documents.domain_ids, documents.lengths)
+    return counts
+
+
+def split_held_out(
+    recipe: Recipe,
+    dataset: Dataset,
+    student_parameters: int,
+    teacher_parameters: int | None,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    base_dir: Path,
+) -> HeldOutSplit:
+    """Take the validation rows that drive the weights of any stage out of those that score.
+
+    As many as cost at most 3 % of a stage's training time, unless the recipe says how many. They do not
+    depend on the recipe's seed, so runs with other seeds are scored on the same rows. Stages without
+    documents take none. ``tokenizer`` (the student's) and ``base_dir`` say which tokens end a turn.
+
+    Raises RecipeError or DataError where too few are left.
+    """
     validation = dataset.validation.documents
+    following = [
+        stage
+        for stage in recipe.stages
+        if isinstance(stage.mixture, FollowingMixture) and len(dataset.of_stage(stage.name).train.documents)
+    ]
+    if not following:
+        return HeldOutSplit(dataset)
+    assert teacher_parameters is not None, "the recipe's validation asks for a teacher"
+    ends = stop_ids(tokenizer, chat_format_for(dataset.validation.rows, tokenizer, recipe.data, base_dir))
     scoring = np.arange(len(validation), dtype=np.int64)
-    driving, budgets = {}, {}
+    driving, budgets, warnings = {}, {}, []
     for stage in following:
         train = dataset.of_stage(stage.name).train.documents
         budget, indices = _driving_documents(recipe, stage, train, validation, student_parameters, teacher_parameters)
-        driving[stage.name], budgets[stage.name] = validation.select(indices), budget
+        chosen = validation.select(indices)
+        driving[stage.name], budgets[stage.name] = chosen, budget
         scoring = np.setdiff1d(scoring, indices)
+        targets, active = count_content_targets(chosen, ends), _tokens_by_domain(train) > 0
+        warnings.append(warn_of_thin_domains(chosen, targets, active=active, where=f"mixture of {stage.name}"))
     scored = _only(dataset.validation, scoring)
     test = scored if dataset.test is dataset.validation else dataset.test
-    return HeldOutSplit(replace(dataset, validation=scored, test=test), driving, budgets)
+    dataset = replace(dataset, validation=scored, test=test)
+    return HeldOutSplit(dataset, driving, budgets, tuple(w for w in warnings if w is not None))
 
 
 def _driving_documents(
@@ -106,10 +189,11 @@ def _driving_documents(
     """What one stage's measurements cost, and the validation documents that they read."""
     mixture = stage.mixture
     assert isinstance(mixture, FollowingMixture)
-    distilled = isinstance(stage.objective, DistillationObjective)
+    # Targets that are read from a cache cost a step no pass of the teacher.
+    live = recipe.teacher is not None and recipe.teacher.source == "live"
+    distilled = live and isinstance(stage.objective, DistillationObjective)
     costs = TokenCosts.from_parameters(student_parameters, teacher_parameters, distilled=distilled)
-    domain_tokens = np.bincount(train.domain_ids, weights=train.lengths, minlength=len(train.domains))
-    active = domain_tokens > 0
+    active = _tokens_by_domain(train) > 0
     num_steps = num_interval_steps(stage, train)
     shape = {
         "num_domains": int(active.sum()),
@@ -122,15 +206,18 @@ def _driving_documents(
         budget = choose_validation_tokens(costs, **shape, available_tokens=int(held.max()))
     else:
         budget = predict_overhead(costs, mixture.validation_tokens_per_domain, **shape)
-    driving, _ = split_driving_documents(validation, budget.tokens_per_domain, seed=recipe.seed, active=active)
+    driving, _ = split_driving_documents(validation, budget.tokens_per_domain, seed=HELD_OUT_SEED, active=active)
     # Whole rows are drawn, so what is read is not quite what was asked for.
     read = round(int(validation.lengths[driving].sum()) / shape["num_domains"])
     return predict_overhead(costs, read, **shape), driving
 
 
 def _only(prepared: Prepared, indices: Int64Array) -> Prepared:
-    """The documents at ``indices``, with their counts."""
+    """The documents at ``indices``, with their counts and without the rows of the others."""
+    dropped = np.setdiff1d(prepared.documents.rows, prepared.documents.rows[indices])
+    kept = np.setdiff1d(np.arange(len(prepared.rows), dtype=np.int64), dropped)
     documents = prepared.documents.select(indices)
+    documents = replace(documents, rows=np.searchsorted(kept, documents.rows))
     report = replace(
         prepared.report,
         documents=len(documents),
@@ -138,7 +225,7 @@ def _only(prepared: Prepared, indices: Int64Array) -> Prepared:
         targets=int(documents.mask.sum()),
         domains=count_domains(documents),
     )
-    return replace(prepared, documents=documents, report=report)
+    return replace(prepared, documents=documents, rows=[prepared.rows[i] for i in kept], report=report)
 
 
 def build_mixture(
@@ -208,10 +295,12 @@ def constant_weights(
     domains: Sequence[str],
     tokens: Int64Array,
     base_dir: Path,
+    *,
+    where: str = "mixture",
 ) -> FloatArray:
     """The weights of a mixture that never moves, float64 [D]; ``tokens`` int64 [D] of the training set.
 
-    Raises RecipeError where the recipe or the proxy's file does not fit the domains.
+    ``where`` is the mixture's field. Raises RecipeError where the recipe or the proxy's file does not fit the domains.
     """
     match mixture:
         case ProportionalMixture():
@@ -219,10 +308,10 @@ def constant_weights(
         case EqualMixture():
             return equal_weights(domains, tokens)
         case FixedMixture(weights=weights):
-            return fixed_weights(weights, domains, tokens, where="mixture.weights")
+            return fixed_weights(weights, domains, tokens, where=f"{where}.weights")
         case DoReMiMixture(weights_from=path):
-            where = f"mixture.weights_from={path}"
-            return fixed_weights(read_weights(path, base_dir), domains, tokens, where=where)
+            source = f"{where}.weights_from={path}"
+            return fixed_weights(read_weights(path, base_dir), domains, tokens, where=source)
 
 
 def _losses(report: NLLReport, domains: tuple[str, ...]) -> DomainLosses:

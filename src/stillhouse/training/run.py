@@ -26,7 +26,7 @@ from stillhouse.training.distributed import World, world
 from stillhouse.training.doremi import write_weights
 from stillhouse.training.evaluating import Evaluator, Measured
 from stillhouse.training.loop import LoopState
-from stillhouse.training.mixing import HeldOutSplit, split_held_out
+from stillhouse.training.mixing import HeldOutSplit, check_mixtures, split_held_out
 from stillhouse.training.models import Student, prepare_student
 from stillhouse.training.stage import build_stage, label_with_teacher
 from stillhouse.training.stages import FinishedStage
@@ -67,14 +67,19 @@ class _Run:
     def run(self, *, overwrite: bool) -> RunOutcome:
         directory = self._open_directory(overwrite)
         student, dataset = prepare_student(self._recipe, self._base, directory, self._world, self._say)
-        split = split_held_out(self._recipe, dataset, student.parameters, student.teacher_parameters)
+        check_mixtures(self._recipe, dataset, self._base, proxies_trained=True)
+        split = split_held_out(
+            self._recipe,
+            dataset,
+            student.parameters,
+            student.teacher_parameters,
+            tokenizer=student.tokenizer,
+            base_dir=self._base,
+        )
         dataset = split.dataset
         self._say_data(dataset)
-        for name, budget in split.budgets.items():
-            self._say(
-                f"mixture of {name}: {budget.tokens_per_domain} held-out tokens a domain drive the weights, measured "
-                f"{budget.measurements} times: predicted overhead {budget.overhead:.1%} of training"
-            )
+        for line in split.lines():
+            self._say(line)
         evaluator = Evaluator(self._recipe, self._base, directory, dataset, student, self._world)
         self._say("measuring on held-out rows before training")
         teacher = evaluator.teacher() if self._recipe.teacher is not None else None
@@ -89,7 +94,7 @@ class _Run:
         if self._world.is_main:
             ratios = gradient_ratios(directory / "metrics.jsonl")
             result = self._result(finished, student, dataset, (teacher, before, after), ratios)
-            result["warnings"] += evaluator.notes
+            result["warnings"] += [*evaluator.notes, *split.warnings]
             mixtures = [m for e in finished if (m := _mixture_result(e, split)) is not None]
             if mixtures:
                 result["mixture"] = mixtures[-1]
