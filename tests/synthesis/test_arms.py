@@ -18,7 +18,7 @@ from stillhouse.recipe import Budget, Recipe
 from stillhouse.recipe_io import load_recipe, recipe_from_mapping, set_field
 from stillhouse.study.config import StudyConfig
 from stillhouse.study.grid import plan_study
-from stillhouse.synthesis.arms import ACROSS_SIZES, arms, arms_study
+from stillhouse.synthesis.arms import ACROSS_SIZES, arms, arms_study, split_ratios
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "recipes" / "studies" / "low_resource_arms.yaml"
@@ -91,11 +91,14 @@ def test_what_each_arm_trains_on(data: dict[str, Any]) -> None:
             assert found[f"two_stage_{before}_{after}"] == expected
     assert found["two_stage_kd_gkd"] == [("kd", synthetic, 2), ("gkd", human, 3)]
     assert found["reversed_kd_kd"] == [("kd", human, 3), ("kd", synthetic, 2)]
+    assert found["reversed_sft_sft"] == [("sft", human, 3), ("sft", synthetic, 2)]
     assert found["mixed_natural"] == [("kd", [X, "human.jsonl"], 2)]
+    assert found["mixed_natural_sft"] == [("sft", [X, "human.jsonl"], 2)]
     assert set(found) == {
         *("human_sft", "human_kd", "human_gkd", "human_kd_matched", "synthetic_sft", "synthetic_kd"),
         *(f"two_stage_{a}_{b}" for a in ("sft", "kd") for b in ("sft", "kd")),
         *("two_stage_kd_gkd", "reversed_kd_kd", "mixed_natural", "mixed_matched"),
+        *("reversed_sft_sft", "mixed_natural_sft", "mixed_matched_sft"),
         *("two_stage_kd_kd_r1", "two_stage_kd_kd_r3"),
     }
 
@@ -107,6 +110,7 @@ def test_matched_arms_see_as_many_rows_as_both_stages(data: dict[str, Any]) -> N
     ((_, files, epochs),) = found["mixed_matched"]
     assert files == [X, "human.jsonl"]
     assert epochs * 2200 == pytest.approx(4600, abs=0.2)
+    assert found["mixed_matched_sft"] == [("sft", files, epochs)]
 
 
 def test_updates_of_two_hundred_human_rows_and_ten_for_each() -> None:
@@ -127,6 +131,49 @@ def test_smaller_ratios_are_subsets(data: dict[str, Any]) -> None:
     }
     # There are ten for each: ten is the arm itself, and thirty cannot be had.
     assert limits == {"two_stage_kd_kd": None, "two_stage_kd_kd_r1": 200, "two_stage_kd_kd_r3": 600}
+
+
+def test_a_ratio_that_is_no_arm_says_why() -> None:
+    """Reached 9.6: five per cent of it are 0.48, so 9.12 to 10.08 are all rows."""
+    smaller, left_out = split_ratios([1, 9.1, 9.2, 10, 10.1], 9.6)
+    assert smaller == [1, 9.1]
+    assert left_out == [
+        "ratio 9.2: no arm of its own, 9.6 was reached and two_stage_kd_kd has it",
+        "ratio 10: no arm of its own, 9.6 was reached and two_stage_kd_kd has it",
+        "ratio 10.1: left out, the synthesis reached 9.6 rows for each human one",
+    ]
+    with pytest.raises(RecipeError, match="ratios=0: expected synthetic rows"):
+        split_ratios([0], 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": [50, 500]}, "sizes=500: there are 200 human rows"),
+        ({"sizes": [200]}, "sizes=200: there are 200 human rows.*from 1 to 199"),
+        ({"sizes": [0]}, "sizes=0: "),
+        ({"sizes": [50], "synthetic": "rows/{human}/synthetic.jsonl"}, r"each seed draws other human rows.*\{seed\}"),
+        ({"seeds": []}, "seeds: there is none"),
+    ],
+)
+def test_sweeps_that_would_give_wrong_evidence(data: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    settings = {"seeds": [0, 1], "synthetic": "rows/{human}-{seed}/synthetic.jsonl", "ratio": 3, "num_human": 200}
+    with pytest.raises(RecipeError, match=message):
+        arms_study(recipe_from_mapping(data), base="b", output="o", **{**settings, **changes})
+
+
+def test_one_seed_needs_no_seed_in_the_path(data: dict[str, Any]) -> None:
+    study = arms_study(
+        recipe_from_mapping(data),
+        base="b",
+        output="o",
+        seeds=[4],
+        synthetic="rows/{human}/synthetic.jsonl",
+        ratio=3,
+        num_human=200,
+        sizes=[199],
+    )
+    assert set(study["axes"]["human"]) == {"199", "all"}
 
 
 def test_arms_keep_the_recipes_own_losses_and_rates(data: dict[str, Any]) -> None:
@@ -240,10 +287,13 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_study_of_ones_own_recipe(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, "--seeds", "0,1", "--ratios", "1", "-o", "runs/mine") == 0
-    assert "next: stillhouse study runs/mine/study.yaml --dry-run" in capsys.readouterr().out
+    assert call(monkeypatch, "--seeds", "0,1", "--ratios", "1,3,10", "-o", "runs/mine") == 0
+    said = capsys.readouterr().out
+    assert "next: stillhouse study runs/mine/study.yaml --dry-run" in said
+    assert "ratio 3: no arm of its own" in said
+    assert "ratio 10: left out, the synthesis reached 3 rows" in said
     plan = plan_study(StudyConfig.from_yaml(folder / "runs/mine/study.yaml"), folder / "runs/mine")
-    assert len(plan.cells) == 2 * 15
+    assert len(plan.cells) == 2 * 18
     matched = next(c for c in plan.cells if c.labels["arm"] == "human_kd_matched")
     assert plan.runs[matched.run].recipe.stages[0].optimisation.budget.epochs == 9
     assert call(monkeypatch, "-o", "runs/mine") == 2
@@ -256,6 +306,10 @@ def test_a_study_of_ones_own_recipe(
         (("--seeds", "a"), "--seeds a: expected numbers with commas"),
         (("--ratios", "-1"), "--ratios -1: expected numbers with commas"),
         (("--sizes", "4"), "write {human} into the path"),
+        (("--sizes", "500"), "sizes=500: there are 8 human rows"),
+        (("--sizes", "4.5"), "--sizes 4.5: expected whole numbers"),
+        (("--ratios", "0"), "ratios=0: expected synthetic rows"),
+        (("--seeds", ""), "--seeds: there is none; name at least one"),
         (("--synthetic", "gone/synthetic.jsonl"), "run `stillhouse synthesize` first"),
     ],
 )

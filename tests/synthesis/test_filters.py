@@ -88,6 +88,41 @@ def test_the_answer_that_is_chosen(samples: tuple[str | None, ...], expected: tu
     assert choose_answer(answers(*samples), LABEL, ANY_LENGTH, 0.5) == expected
 
 
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (("yes",), ("yes", 1.0, None)),
+        (("no",), ("no", None, Rejection("verifier", ""))),
+        # The most frequent accepted answer wins; what is refused is no dissent, but the share is of all four.
+        (("no", "no", "no", "yes"), ("yes", 0.25, None)),
+        (("no", "maybe", "yes", "maybe"), ("maybe", 0.5, None)),
+        (
+            ("no", "no", None, "perhaps"),
+            ("no", None, Rejection("verifier", "all 2 samples with the format are refused")),
+        ),
+        # A text without the format is never shown to the verifier.
+        (("perhaps",), ("perhaps", None, Rejection("answer_format", "no label"))),
+    ],
+)
+def test_only_answers_that_the_verifier_accepts_vote(
+    samples: tuple[str | None, ...], expected: tuple[object, ...]
+) -> None:
+    seen: list[str] = []
+
+    def accepts(answer: str) -> bool:
+        seen.append(answer)
+        return answer != "no"
+
+    assert choose_answer(answers(*samples), LABEL, ANY_LENGTH, 0.5, accepts) == expected
+    assert len(seen) == len(set(seen)), "equal answers are verified once"
+    assert "perhaps" not in seen
+
+
+def test_accepted_answers_may_still_disagree() -> None:
+    found = choose_answer(answers("no", "yes", "maybe"), LABEL, ANY_LENGTH, 0.6, lambda answer: answer != "no")
+    assert found == ("yes", 1 / 3, Rejection("no_agreement", "1 of 2 accepted samples agree"))
+
+
 def test_an_answer_of_the_wrong_length() -> None:
     short = length_range(["one two three four"], 2.0)
     found = choose_answer(answers("yes"), LABEL, short, 0.5)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ANIMALS, INSTRUCTION
+from scripted import ANIMALS, INSTRUCTION, Scripted, fresh_input
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fake_server import serving
@@ -17,12 +17,14 @@ from stillhouse.errors import DataError, ModelError, RecipeError, SynthesisError
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_io import recipe_from_mapping
 from stillhouse.rollout.generator import SamplingSettings
+from stillhouse.synthesis import from_recipe
 from stillhouse.synthesis.from_recipe import (
     load_models,
     seeds_and_evaluation,
     synthesize_recipe,
     write_writer_rows,
 )
+from stillhouse.synthesis.run import SynthesisModels
 
 
 def animal_rows(path: Path, texts: list[str], domain: str = "pets") -> None:
@@ -109,12 +111,44 @@ def test_a_served_model_is_a_drop_in(
     data: dict[str, Any], tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with serving(tiny_model, tiny_tokenizer) as server, ExitStack() as stack:
-        served = {"path": "demo", "source": "server", "server": {"url": server.url, "model": "demo"}}
+        served = {"path": "./gone", "source": "server", "server": {"url": server.url, "model": "demo"}}
         models = load_models(recipe(data, label_model=served), tmp_path, tmp_path / "made", stack)
         assert (models.scorer, models.label_parameters) == (None, None)
         (answer,) = models.labels.generate([[Message("user", "Hello")]], SamplingSettings(4), seed=0)
         assert answer.text
         assert (tmp_path / "made" / "label_model_answers.jsonl").exists()
+        (note,) = models.notes
+        assert "no tokenizer at synthesis.label_model.path=./gone" in note
+
+
+def test_special_tokens_of_a_served_teacher_are_no_content(
+    data: dict[str, Any], tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Its tokenizer is at teacher.path, although nothing else of it is here."""
+    tiny_tokenizer.save_pretrained(tmp_path / "words")
+    with serving(tiny_model, tiny_tokenizer) as server, ExitStack() as stack:
+        data["teacher"] = {"path": "words", "source": "server", "server": {"url": server.url, "model": "demo"}}
+        data["teacher"]["cache"] = {"dir": "cache", "codec": {"type": "topk_ghost", "k": 20}}
+        models = load_models(recipe(data), tmp_path, tmp_path / "made", stack)
+    assert [bool(pattern.search("a <|im_end|> b")) for pattern in models.special] == [True]
+    assert models.notes == ()
+
+
+def test_functions_reach_the_synthesis(data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A predicate, one for inputs, and a verifier go with the recipe; the notes of its models are warnings."""
+    asked = SynthesisModels(Scripted(lambda _, n: fresh_input(n)), Scripted(lambda *_: "yes"), notes=("mind this",))
+    monkeypatch.setattr(from_recipe, "load_models", lambda *_: asked)
+    coded = recipe(data, format={"type": "predicate"}, input_format={"type": "predicate"})
+    outcome = synthesize_recipe(
+        coded,
+        base_dir=tmp_path,
+        predicate=lambda answer: answer == "yes",
+        input_predicate=lambda text: not text.startswith("raven"),
+        verifier=lambda text, answer: "otter" not in text,
+    )
+    assert outcome.report["rejected"]["verifier"] > 0
+    assert outcome.report["rejected"]["input_format"] > 0
+    assert "mind this" in outcome.report["warnings"]
 
 
 def test_writer_rows_are_sft_rows_of_the_seeds(data: dict[str, Any], tmp_path: Path) -> None:

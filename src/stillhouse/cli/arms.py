@@ -15,7 +15,7 @@ from stillhouse.recipe_io import load_recipe
 from stillhouse.run_directory import read_json, write_text_atomic
 from stillhouse.study.config import StudyConfig
 from stillhouse.study.grid import plan_study
-from stillhouse.synthesis.arms import ALL_ROWS, arms_study
+from stillhouse.synthesis.arms import ALL_ROWS, arms_study, split_ratios
 from stillhouse.synthesis.run import REPORT
 
 
@@ -35,7 +35,10 @@ def write_arms(path: Path, options: ArmsOptions) -> None:
     recipe = load_recipe(path)
     first = recipe.stages[0].data
     synthetic = options.synthetic or (first.train[0].path if first is not None else "")
-    seeds = [int(seed) for seed in _numbers(options.seeds, "--seeds")]
+    seeds = _whole(options.seeds, "--seeds")
+    if not seeds:
+        raise RecipeError("--seeds: there is none; name at least one, for example 0,1,2")
+    ratios, sizes = _numbers(options.ratios, "--ratios"), _whole(options.sizes, "--sizes")
     report = _report(synthetic, seeds[0])
     study = arms_study(
         recipe,
@@ -45,8 +48,8 @@ def write_arms(path: Path, options: ArmsOptions) -> None:
         synthetic=synthetic,
         ratio=report["ratio_achieved"],
         num_human=report["seeds"],
-        ratios=_numbers(options.ratios, "--ratios"),
-        sizes=[int(size) for size in _numbers(options.sizes, "--sizes")],
+        ratios=ratios,
+        sizes=sizes,
     )
     target = options.output / "study.yaml"
     if target.exists():
@@ -55,6 +58,7 @@ def write_arms(path: Path, options: ArmsOptions) -> None:
     plan = plan_study(StudyConfig.from_mapping({**study, "base": str(path)}), Path(), where=str(target))
     write_text_atomic(target, f"# Written by `stillhouse arms {path}`. Edit it as you like.\n{study_yaml(study)}")
     for text in (
+        *split_ratios(ratios, report["ratio_achieved"])[1],
         f"wrote {target}: {len(plan.runs)} runs of {len(study['axes']['arm'])} arms",
         f"next: stillhouse study {target} --dry-run, which says how long they take",
     ):
@@ -88,3 +92,10 @@ def _numbers(text: str, option: str) -> list[float]:
     if (text.strip() and not found) or any(number < 0 for number in found):
         raise RecipeError(f"{option} {text}: expected numbers with commas, for example 0,1,2")
     return found
+
+
+def _whole(text: str, option: str) -> list[int]:
+    found = _numbers(text, option)
+    if not all(number.is_integer() for number in found):
+        raise RecipeError(f"{option} {text}: expected whole numbers with commas, for example 0,1,2")
+    return [int(number) for number in found]

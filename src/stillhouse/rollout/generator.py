@@ -110,6 +110,15 @@ class ModelGenerator:
 
         return f"{model_fingerprint(self._model)}-{tokenizer_hash(self._tokenizer)[:8]}"
 
+    def fits(self, prompt: list[Message], max_new_tokens: int) -> bool:
+        """Whether the model's context has room for ``prompt`` and ``max_new_tokens`` more.
+
+        Raises DataError for a conversation that the chat template refuses.
+        """
+        from stillhouse.rollout.generate import fits_context
+
+        return fits_context(self._model, len(self._chat.render_prompt(prompt)), max_new_tokens)
+
     def generate(self, prompts: Sequence[list[Message]], settings: SamplingSettings, *, seed: int) -> list[Completion]:
         """See :meth:`Generator.generate`.
 

@@ -18,6 +18,8 @@ ACROSS_SIZES = ("human_sft", "human_kd", "synthetic_kd", "two_stage_kd_kd")
 """Arms that are also run with fewer human rows."""
 ALL_ROWS = "all"
 _LOSSES = ("sft", "kd")
+_SAME_RATIO = 0.05
+"""A ratio so near to the reached one, as a share of it, means all rows."""
 
 Overrides = dict[str, Any]
 Stage = dict[str, Any]
@@ -31,10 +33,11 @@ def arms(
     The recipe's first stage is the one on synthetic rows and its second the one on human rows; both
     count their budgets in epochs. ``synthetic`` is the file of synthetic rows, ``ratio`` how many of
     them there are for each of ``num_human`` human rows. Smaller ``ratios`` become arms of their own,
-    on nested subsets.
+    on nested subsets; :func:`split_ratios` says which do not.
 
     ``mixed_natural`` sees every row as often as stage one sees its own; ``mixed_matched`` and
-    ``human_kd_matched`` make as many updates as both stages together.
+    ``human_kd_matched`` make as many updates as both stages together. Reversed and mixed arms with
+    ``sft`` in their name learn by SFT, the others by KD.
 
     On-policy arms need a teacher beside the student: they turn a cached one into a live one, and are left
     out where the teacher is a server.
@@ -52,14 +55,33 @@ def arms(
         for after in _LOSSES:
             found[f"two_stage_{before}_{after}"] = [built.synthetic(before), built.human(after)]
     found["two_stage_kd_gkd"] = [built.synthetic("kd"), built.human("gkd")]
-    found["reversed_kd_kd"] = [built.human("kd"), built.synthetic("kd")]
-    found["mixed_natural"] = [built.mixed(epochs_synthetic)]
-    found["mixed_matched"] = [built.mixed(both / (ratio + 1))]
-    for smaller in ratios:
-        if smaller < ratio:
-            limit = max(1, round(smaller * num_human))
-            found[f"two_stage_kd_kd_r{smaller:g}"] = [built.synthetic("kd", limit=limit), built.human("kd")]
+    for loss, ending in (("kd", ""), ("sft", "_sft")):
+        found[f"reversed_{loss}_{loss}"] = [built.human(loss), built.synthetic(loss)]
+        found[f"mixed_natural{ending}"] = [built.mixed(loss, epochs_synthetic)]
+        found[f"mixed_matched{ending}"] = [built.mixed(loss, both / (ratio + 1))]
+    for smaller in split_ratios(ratios, ratio)[0]:
+        limit = max(1, round(smaller * num_human))
+        found[f"two_stage_kd_kd_r{smaller:g}"] = [built.synthetic("kd", limit=limit), built.human("kd")]
     return {label: overrides for label, stages in found.items() if (overrides := _overrides(recipe, stages))}
+
+
+def split_ratios(ratios: Sequence[float], reached: float) -> tuple[list[float], list[str]]:
+    """Return the ratios that become arms of their own, and in words why each other one does not.
+
+    One within 5 % of what was ``reached`` is the full set, and a larger one cannot be had. Raises
+    RecipeError for a ratio that is not above zero.
+    """
+    smaller, left_out = [], []
+    for ratio in ratios:
+        if ratio <= 0:
+            raise RecipeError(f"ratios={ratio:g}: expected synthetic rows for each human one, so a number above 0")
+        if abs(ratio - reached) <= _SAME_RATIO * reached:
+            left_out.append(f"ratio {ratio:g}: no arm of its own, {reached:g} was reached and two_stage_kd_kd has it")
+        elif ratio > reached:
+            left_out.append(f"ratio {ratio:g}: left out, the synthesis reached {reached:g} rows for each human one")
+        else:
+            smaller.append(ratio)
+    return smaller, left_out
 
 
 def _overrides(recipe: Recipe, stages: list[Stage]) -> Overrides | None:
@@ -89,24 +111,43 @@ def arms_study(
     """Return a study file as a mapping: all arms on all rows, and some with fewer human rows.
 
     ``sizes`` are numbers of human rows below ``num_human``. With them ``synthetic`` must hold
-    ``{human}``, so that fewer human rows also come with the rows that were made from them alone;
-    ``{seed}`` stands for the run's seed. Raises RecipeError as :func:`arms` does.
+    ``{human}``, so that fewer human rows also come with the rows that were made from them alone, and
+    with several seeds ``{seed}``, the run's seed, which draws those human rows. Raises RecipeError
+    where it does not, for other sizes, without a seed, and as :func:`arms` does.
     """
+    if not seeds:
+        raise RecipeError("seeds: there is none; name at least one, for example 0,1,2")
+    _check_sizes(sizes, num_human, synthetic, len(set(seeds)))
     labels = arms(recipe, synthetic=synthetic, ratio=ratio, num_human=num_human, ratios=ratios)
     axes: dict[str, dict[str, Overrides]] = {}
     exclude: list[dict[str, str]] = []
     if sizes:
-        if "{human}" not in synthetic:
-            raise RecipeError(
-                f"synthetic={synthetic}: a sweep over human rows needs rows made from as many seeds; write {{human}}"
-                " into the path, and synthesize once for each size"
-            )
         axes["human"] = {str(size): {"data.train.*.limit": size} for size in sorted(sizes)} | {ALL_ROWS: {}}
         skipped = [label for label in labels if label not in ACROSS_SIZES]
         exclude = [{"human": str(size), "arm": label} for size in sorted(sizes) for label in skipped]
     axes["arm"] = labels
     study = {"name": "Low-resource arms", "base": base, "output": output, "seeds": list(seeds), "axes": axes}
     return study | ({"exclude": exclude} if exclude else {})
+
+
+def _check_sizes(sizes: Sequence[int], num_human: int, synthetic: str, num_seeds: int) -> None:
+    """Raise RecipeError for sizes that give no evidence, or wrong evidence."""
+    for size in sizes:
+        if not 1 <= size < num_human:
+            raise RecipeError(
+                f"sizes={size}: there are {num_human} human rows, and an arm with all of them is there anyway; name"
+                f" sizes from 1 to {num_human - 1}"
+            )
+    if sizes and "{human}" not in synthetic:
+        raise RecipeError(
+            f"synthetic={synthetic}: a sweep over human rows needs rows made from as many seeds; write {{human}}"
+            " into the path, and synthesize once for each size"
+        )
+    if sizes and num_seeds > 1 and "{seed}" not in synthetic:
+        raise RecipeError(
+            f"synthetic={synthetic}: each seed draws other human rows, so rows made under one seed come from rows that"
+            " another must not see; write {seed} into the path, and synthesize once for each size and seed"
+        )
 
 
 class _Builder:
@@ -121,9 +162,9 @@ class _Builder:
     def human(self, loss: str, *, epochs: float | None = None) -> Stage:
         return self._stage("human", loss, self._second, epochs=epochs)
 
-    def mixed(self, epochs: float) -> Stage:
+    def mixed(self, loss: str, epochs: float) -> Stage:
         human = [source.model_dump(mode="json", exclude_defaults=True) for source in self._recipe.data.train]
-        return self._stage("mixed", "kd", self._first, data=[self._rows(None), *human], epochs=epochs)
+        return self._stage("mixed", loss, self._first, data=[self._rows(None), *human], epochs=epochs)
 
     def _rows(self, limit: int | None) -> dict[str, Any]:
         return {"path": self._path} | ({} if limit is None else {"limit": limit})

@@ -19,11 +19,15 @@ InputReason = Literal[
     "near_duplicate",
     "contamination",
 ]
-AnswerReason = Literal["unfinished_answer", "empty_answer", "answer_format", "no_agreement", "answer_length"]
+PromptReason = Literal["prompt_too_long"]
+AnswerReason = Literal[
+    "unfinished_answer", "empty_answer", "answer_format", "verifier", "no_agreement", "answer_length"
+]
 FinalReason = Literal["nll", "surplus"]
-Reason = InputReason | AnswerReason | FinalReason
+Reason = PromptReason | InputReason | AnswerReason | FinalReason
 
 REASONS: dict[str, str] = {
+    "prompt_too_long": "the writer's prompt with one example, or the labeller's with none, leaves no room for a reply",
     "unfinished_input": "the input was cut at inputs.max_new_tokens",
     "empty_input": "the input is empty",
     "special_token": "the input holds a special token of a model's tokenizer",
@@ -36,12 +40,15 @@ REASONS: dict[str, str] = {
     "unfinished_answer": "the answer was cut at labels.max_new_tokens",
     "empty_answer": "the answer is empty",
     "answer_format": "the answer does not have the format",
+    "verifier": "the verifier refuses the answer, or every sample's",
     "no_agreement": "the samples disagree",
     "answer_length": "the answer is much shorter or longer than the seeds'",
     "nll": "the answer is at an end of the labeller's NLL",
     "surplus": "enough rows without it",
 }
-assert set(REASONS) == {*get_args(InputReason), *get_args(AnswerReason), *get_args(FinalReason)}
+assert set(REASONS) == {
+    name for reasons in (PromptReason, InputReason, AnswerReason, FinalReason) for name in get_args(reasons)
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Candidate:
     @property
     def input_passed(self) -> bool:
         """Whether the input was good enough to be labelled, and so stands in the pool of known inputs."""
-        return self.rejection is None or self.rejection.reason not in get_args(InputReason)
+        return self.rejection is None or (bool(self.text) and self.rejection.reason not in get_args(InputReason))
 
 
 def keep(passed: Sequence[Candidate], target: int, nll_tail: float) -> list[Candidate]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from stillhouse.data.rows import Row
@@ -104,12 +104,18 @@ def language(text: str) -> str:
 
 
 def choose_answer(
-    samples: Sequence[Completion], answer_format: Format, lengths: LengthRange, min_agreement: float
+    samples: Sequence[Completion],
+    answer_format: Format,
+    lengths: LengthRange,
+    min_agreement: float,
+    accepts: Callable[[str], bool] | None = None,
 ) -> tuple[str | None, float | None, Rejection | None]:
     """Return (answer, share of samples that gave it, why it is not good enough or None).
 
-    Only samples that have the format vote. Of equally frequent answers the first wins, and of
-    samples that agree the first is the answer. The share is of all samples.
+    Only samples that have the format vote, and of them only those that the verifier ``accepts``. Of
+    equally frequent answers the first wins, and of samples that agree the first is the answer. The
+    share is of all samples; ``min_agreement`` is held against it, or with a verifier against the
+    share of accepted samples: what is known to be wrong is no dissent.
     """
     finished = [s.text.strip() for s in samples if s.finished]
     if not finished:
@@ -118,12 +124,21 @@ def choose_answer(
     if not valid:
         problem = answer_format.problem(finished[0]) if finished[0] else None
         return finished[0], None, Rejection("answer_format", problem) if problem else Rejection("empty_answer")
+    voters = len(samples)
+    if accepts is not None:
+        accepted = {text for text in dict.fromkeys(valid) if accepts(text)}
+        if not accepted:
+            several = f"all {len(valid)} samples with the format are refused" if len(samples) > 1 else ""
+            return valid[0], None, Rejection("verifier", several)
+        valid = [text for text in valid if text in accepted]
+        voters = len(valid)
     votes = Counter(answer_format.vote(text) for text in valid)
     winner, count = votes.most_common(1)[0]
     answer = next(text for text in valid if answer_format.vote(text) == winner)
     agreement = count / len(samples)
-    if agreement < min_agreement:
-        return answer, agreement, Rejection("no_agreement", f"{count} of {len(samples)} samples agree")
+    if count / voters < min_agreement:
+        kind = "samples" if accepts is None else "accepted samples"
+        return answer, agreement, Rejection("no_agreement", f"{count} of {voters} {kind} agree")
     problem = lengths.problem(answer)
     return answer, agreement, Rejection("answer_length", problem) if problem else None
 

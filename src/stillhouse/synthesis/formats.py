@@ -14,6 +14,8 @@ from stillhouse.recipe import FormatConfig, JsonSchemaFormat, LabelsFormat, Pred
 from stillhouse.synthesis.words import missing
 
 Predicate = Callable[[str], bool]
+Verifier = Callable[[str, str], bool]
+"""Given an input (without its frame) and an answer that has the format: whether the answer is right."""
 VOTING_GROUP = "answer"
 
 

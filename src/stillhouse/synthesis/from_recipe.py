@@ -16,6 +16,7 @@ from stillhouse.data.sources import load_rows
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.recipe import Recipe, SynthesisConfig, TeacherConfig
 from stillhouse.run_directory import write_text_atomic
+from stillhouse.synthesis.formats import Predicate, Verifier
 from stillhouse.synthesis.leakage import guard_seeds
 from stillhouse.synthesis.prompting import make_input_writer_rows
 from stillhouse.synthesis.run import SERVED_ANSWERS, SynthesisModels, SynthesisOutcome, SynthesisProgress, synthesize
@@ -31,9 +32,19 @@ Progress = Callable[[SynthesisProgress], None]
 
 
 def synthesize_recipe(
-    recipe: Recipe, *, base_dir: Path, overwrite: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    *,
+    base_dir: Path,
+    predicate: Predicate | None = None,
+    input_predicate: Predicate | None = None,
+    verifier: Verifier | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> SynthesisOutcome:
-    """Run or go on with a recipe's synthesis: the work of ``stillhouse synthesize``.
+    """Run or go on with a recipe's synthesis: the work of ``stillhouse synthesize``, and functions that it cannot name.
+
+    ``predicate`` and ``input_predicate`` serve ``type: predicate`` formats, and ``verifier`` judges
+    whether an answer is right, as in :func:`stillhouse.synthesis.run.synthesize`.
 
     Raises as :func:`stillhouse.synthesis.run.synthesize` and as loading data and models do.
     """
@@ -50,6 +61,9 @@ def synthesize_recipe(
             seed=recipe.seed,
             evaluation=evaluation,
             base_dir=base_dir,
+            predicate=predicate,
+            input_predicate=input_predicate,
+            verifier=verifier,
             overwrite=overwrite,
             progress=progress,
         )
@@ -115,7 +129,7 @@ def load_models(recipe: Recipe, base_dir: Path, directory: Path, stack: ExitStac
     inputs = loader.get(config.input_model, "synthesis.input_model", config.inputs.batch_tokens)
     labels = loader.get(config.label_model, "synthesis.label_model", config.labels.batch_tokens)
     scorer = loader.scorer(config.label_model)
-    return SynthesisModels(inputs[0], labels[0], scorer, inputs[1], labels[1], loader.special())
+    return SynthesisModels(inputs[0], labels[0], scorer, inputs[1], labels[1], *loader.special())
 
 
 class _Loader:
@@ -128,12 +142,14 @@ class _Loader:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._template = read_template(recipe.data.chat_template, base_dir)
         self._loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]] = {}
+        self._remote: dict[str, TeacherConfig] = {}
         self._generators: dict[tuple[str, int], tuple[Generator, int | None]] = {}
 
     def get(self, config: TeacherConfig | None, field: str, batch_tokens: int) -> tuple[Generator, int | None]:
         """Return a generator and the number of its parameters, None for a served one."""
         chosen, field = self._chosen(config, field)
         if chosen.source == "server":
+            self._remote[field] = chosen
             return self._served(chosen, field), None
         key = (chosen.model_dump_json(), batch_tokens)
         if key not in self._generators:
@@ -153,12 +169,22 @@ class _Loader:
 
         return ModelScorer(*self._load(chosen, field), template=self._template)
 
-    def special(self) -> tuple[re.Pattern[str], ...]:
-        """Return what finds the special tokens of the models that were loaded."""
+    def special(self) -> tuple[tuple[re.Pattern[str], ...], tuple[str, ...]]:
+        """Return what finds the models' special tokens, and notes on served models whose tokenizer is not here."""
         from stillhouse.data.masking import special_token_pattern
+        from stillhouse.models.load import load_tokenizer
 
-        patterns = {special_token_pattern(tokenizer) for _, tokenizer in self._loaded.values()}
-        return tuple(sorted(patterns, key=lambda pattern: pattern.pattern))
+        tokenizers, notes = [tokenizer for _, tokenizer in self._loaded.values()], []
+        for field, config in self._remote.items():
+            try:
+                tokenizers.append(load_tokenizer(config, base_dir=self._base))
+            except ModelError:
+                notes.append(
+                    f"there is no tokenizer at {field}.path={config.path}, so text with special tokens of this served"
+                    f" model was not dropped; name a folder with its tokenizer.json as {field}.path"
+                )
+        patterns = {special_token_pattern(tokenizer) for tokenizer in tokenizers}
+        return tuple(sorted(patterns, key=lambda pattern: pattern.pattern)), tuple(notes)
 
     def _chosen(self, config: TeacherConfig | None, field: str) -> tuple[TeacherConfig, str]:
         if config is not None:

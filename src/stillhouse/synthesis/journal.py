@@ -25,7 +25,7 @@ class Journal:
     """Candidates on disk. ``batches`` are those written so far; ``seconds`` is the time they took."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Open the journal, or begin one.
+        """Open the journal, or begin one. One that ended before its first candidate begins anew as what is asked for.
 
         Raises OutputError when the one that is there has another identity or is damaged.
         """
@@ -53,6 +53,10 @@ class Journal:
         data = self.path.read_bytes()
         end = data.find(b"\n") + 1
         found = _parse(self.path, data[:end] or data, 1)
+        if found.get("journal") == FORMAT and found != header and end == len(data):
+            # Nothing was made under the old settings; they may be what kept it from beginning.
+            write_text_atomic(self.path, _line(header))
+            return
         if changed := [
             key for key in sorted({*found, *header}) if found.get(key) != json.loads(_line(header)).get(key)
         ]:

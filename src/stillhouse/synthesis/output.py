@@ -15,6 +15,7 @@ from stillhouse.recipe import LabelsFormat, SynthesisConfig
 from stillhouse.rollout.generator import Generator
 from stillhouse.synthesis.candidates import Candidate, Usage, count_reasons
 from stillhouse.synthesis.diversity import describe_sets
+from stillhouse.synthesis.formats import Verifier
 from stillhouse.synthesis.leakage import GuardedSeeds
 from stillhouse.synthesis.prompting import VERSION
 from stillhouse.synthesis.seeds import Seed, SeedDomain
@@ -36,8 +37,12 @@ def identity_of(
     inputs: Generator,
     labels: Generator,
     seed: int,
+    verifier: Verifier | None = None,
 ) -> dict[str, Any]:
-    """Return everything that the candidates depend on, but for limits that only end the work."""
+    """Return everything that the candidates depend on, but for limits that only end the work.
+
+    Code has no content to compare, so a verifier stands in it by its name.
+    """
     settings = config.model_dump(mode="json", exclude=_LIMITS | _BY_CONTENT)
     return {
         "version": version("stillhouse"),
@@ -47,6 +52,7 @@ def identity_of(
         "evaluation": _digest(content_digest(row) for row in evaluation),
         "input_model": inputs.fingerprint,
         "label_model": labels.fingerprint,
+        "verifier": None if verifier is None else getattr(verifier, "__qualname__", type(verifier).__qualname__),
         "settings": settings,
     }
 
@@ -95,6 +101,7 @@ def _row(
             "label_model": identity["label_model"],
             "inputs": settings["inputs"],
             "labels": settings["labels"],
+            "verifier": identity["verifier"],
             "seed": identity["seed"],
             "prompts": identity["prompts"],
             "version": identity["version"],
@@ -119,8 +126,9 @@ def synthesis_report(
     scored: bool,
     seconds: float,
     seed: int,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return ``synthesis_report.json``: counts, quality and diversity of the set."""
+    """Return ``synthesis_report.json``: counts, quality and diversity of the set; ``notes`` are further warnings."""
     seeds = [s for domain in guarded.domains.values() for s in domain.seeds]
     kept = [c for c in candidates if c.passed]
     return {
@@ -133,7 +141,7 @@ def synthesis_report(
         "acceptance": len(kept) / len(candidates) if candidates else None,
         "stopped": stopped,
         "rejected": count_reasons(candidates),
-        "warnings": _warnings(config, guarded, len(kept), target, stopped, scored),
+        "warnings": [*_warnings(config, guarded, len(kept), target, stopped, scored), *notes],
         "contaminated_seeds": list(guarded.dropped),
         "domains": _domains(guarded.domains, kept),
         "labels": _labels(config, seeds, kept),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stillhouse.data.rows import Message, Row
 from stillhouse.errors import DataError, OutputError, SynthesisError
@@ -17,13 +17,15 @@ from stillhouse.rollout.generator import Completion, Generator, SamplingSettings
 from stillhouse.run_directory import write_json_atomic, write_text_atomic
 from stillhouse.synthesis.candidates import (
     Candidate,
+    Rejection,
     Usage,
     candidates_needed,
     count_reasons,
     keep,
 )
 from stillhouse.synthesis.filters import InputFilter, LengthRange, choose_answer, length_range
-from stillhouse.synthesis.formats import Format, Predicate, build_format, holds_special
+from stillhouse.synthesis.fitting import farthest, fit_examples, has_room, longest, nothing_fits
+from stillhouse.synthesis.formats import Format, Predicate, Verifier, build_format, holds_special
 from stillhouse.synthesis.journal import Journal
 from stillhouse.synthesis.leakage import GuardedSeeds, guard_seeds
 from stillhouse.synthesis.output import identity_of, rows_jsonl, synthesis_report
@@ -43,7 +45,8 @@ class SynthesisModels:
     """Who writes inputs, who answers them, and who scores the answers (None: nobody, as with most servers).
 
     The numbers of parameters, where they are known, turn tokens into FLOPs. ``special`` finds special
-    tokens of the models' tokenizers: in a conversation they would be taken for turns.
+    tokens of the models' tokenizers: in a conversation they would be taken for turns. ``notes`` are
+    warnings for the report.
     """
 
     inputs: Generator
@@ -52,6 +55,7 @@ class SynthesisModels:
     input_parameters: int | None = None
     label_parameters: int | None = None
     special: tuple[re.Pattern[str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,16 @@ def synthesize(
     base_dir: Path = Path(),
     predicate: Predicate | None = None,
     input_predicate: Predicate | None = None,
+    verifier: Verifier | None = None,
     overwrite: bool = False,
     progress: Callable[[SynthesisProgress], None] | None = None,
 ) -> SynthesisOutcome:
     """Write new rows in the manner of ``seeds`` into ``directory``, or go on where a killed call stopped.
 
-    ``predicate`` and ``input_predicate`` serve ``type: predicate`` formats. ``evaluation`` rows must
-    not be given away by seeds or new rows. A larger target continues a finished synthesis.
+    ``predicate`` and ``input_predicate`` serve ``type: predicate`` formats. Only answers that
+    ``verifier`` accepts for their inputs are kept, and vote where there are several samples; the
+    journal knows it by its name. ``evaluation`` rows must not be given away by seeds or new rows. A
+    larger target continues a finished synthesis.
 
     Raises:
         DataError: a seed is not one question with its answer, there are fewer seeds than a prompt
@@ -99,7 +106,7 @@ def synthesize(
         SynthesisError: no row was kept; the report with all reasons is written all the same.
     """
     guarded = guard_seeds(seeds, evaluation, config)
-    checks = _checks(config, guarded, models.special, base_dir, predicate, input_predicate)
+    checks = _checks(config, guarded, models.special, base_dir, predicate, input_predicate, verifier)
     state = _Synthesis(config, guarded, checks, models, directory, seed, overwrite=overwrite)
     return state.finish(state.run(progress))
 
@@ -111,6 +118,15 @@ class _Checks:
     inputs: InputFilter
     answers: Format
     answer_lengths: dict[str, LengthRange]
+    verifier: Verifier | None
+
+    def choose(self, candidate: Candidate, samples: Sequence[Completion], min_agreement: float) -> Candidate:
+        """The candidate with the answer that the samples give, or why there is none."""
+        verifier = self.verifier
+        accepts = None if verifier is None else lambda answer: verifier(candidate.text, answer)
+        lengths = self.answer_lengths[candidate.domain]
+        answer, agreement, rejection = choose_answer(samples, self.answers, lengths, min_agreement, accepts)
+        return replace(candidate, answer=answer, agreement=agreement, rejection=rejection, label_usage=_usage(samples))
 
 
 def _checks(
@@ -120,6 +136,7 @@ def _checks(
     base_dir: Path,
     predicate: Predicate | None,
     input_predicate: Predicate | None,
+    verifier: Verifier | None,
 ) -> _Checks:
     domains = guarded.domains.values()
     answers = [s.answer for domain in domains for s in domain.seeds]
@@ -135,7 +152,7 @@ def _checks(
             _check_seed(seed, answer_format, special)
     lengths = {d.name: length_range((s.answer for s in d.seeds), config.filters.length_factor) for d in domains}
     inputs = InputFilter(config.filters, domains, input_format, guarded.index, guarded.evaluation, special)
-    return _Checks(inputs, answer_format, lengths)
+    return _Checks(inputs, answer_format, lengths, verifier)
 
 
 def _check_seed(seed: Seed, answers: Format, special: Sequence[re.Pattern[str]]) -> None:
@@ -172,7 +189,9 @@ class _Synthesis:
         texts = [s.text for s in self.seeds]
         self.vectors = TextVectors(texts)
         self.seed_vectors = {d.name: self.vectors([s.text for s in d.seeds]) for d in self.domains.values()}
-        self.identity = identity_of(config, self.seeds, guarded.evaluation, models.inputs, models.labels, seed)
+        self.identity = identity_of(
+            config, self.seeds, guarded.evaluation, models.inputs, models.labels, seed, checks.verifier
+        )
         self.journal = _open_journal(directory, self.identity, overwrite=overwrite)
         self.candidates = [c for batch in self.journal.batches for c in batch]
         for candidate in self.candidates:
@@ -210,24 +229,22 @@ class _Synthesis:
 
     def _batch(self, number: int) -> list[Candidate]:
         size = min(self.config.batch_size, self.max_candidates - len(self.candidates))
-        drafts, prompts = [], []
         known = [c for c in self.candidates if c.passed]
-        for i in range(size):
-            draft, prompt = self._draft(len(self.candidates) + i, known)
-            drafts.append(draft)
-            prompts.append(prompt)
-        replies = _ask(
-            self.models.inputs,
-            prompts,
-            self.config.inputs,
-            derive_seed(self.seed, "synthesis-inputs", number),
-            "inputs",
-        )
-        judged = [self._judge(d, r) for d, r in zip(drafts, replies, strict=True)]
-        return self._answer(judged, derive_seed(self.seed, "synthesis-labels", number))
+        drafts = [self._draft(len(self.candidates) + i, known) for i in range(size)]
+        prompts = [prompt for _, prompt in drafts if prompt is not None]
+        if number == 0 and not prompts:
+            raise nothing_fits("inputs")
+        seed = derive_seed(self.seed, "synthesis-inputs", number)
+        replies = iter(_ask(self.models.inputs, prompts, self.config.inputs, seed, "inputs"))
+        judged = [draft if prompt is None else self._judge(draft, next(replies)) for draft, prompt in drafts]
+        return self._answer(judged, number)
 
-    def _draft(self, number: int, known: Sequence[Candidate]) -> tuple[Candidate, list[Any]]:
-        """Choose the examples of one candidate: all of the domain of a seed drawn at random."""
+    def _draft(self, number: int, known: Sequence[Candidate]) -> tuple[Candidate, list[Message] | None]:
+        """Choose the examples of one candidate: all of the domain of a seed drawn at random.
+
+        What is drawn depends on the candidate's number alone. Where it is too long for the writer the
+        longest examples go; the prompt is None where not even one fits.
+        """
         generator = numpy_generator(self.seed, "synthesis-examples", number)
         domain = self.domains[self.seeds[int(generator.integers(len(self.seeds)))].domain]
         generated = [c for c in known if c.domain == domain.name]
@@ -235,12 +252,27 @@ class _Synthesis:
         human = min(self.config.human_examples + self.config.synthetic_examples - synthetic, len(domain.seeds))
         chosen = draw_distinct(domain.seeds, human, generator)
         shown = [generated[i] for i in generator.choice(len(generated), synthetic, replace=False)] if synthetic else []
-        texts = [s.text for s in chosen] + [c.text for c in shown]
-        prompt = input_prompt([texts[i] for i in generator.permutation(len(texts))], self.config.description)
+        drawn: list[Seed | Candidate] = [*chosen, *shown]
+        mixed = [drawn[i] for i in generator.permutation(len(drawn))]
+        fitting = fit_examples(mixed, lambda examples: self._has_room("inputs", self._input_prompt(examples)), longest)
+        left = mixed if fitting is None else fitting
+        seeds = [s for s in chosen if s in left]
         draft = Candidate(
-            number, domain.name, tuple(s.id for s in chosen), tuple(c.number for c in shown), "", chosen[0].system
+            number,
+            domain.name,
+            tuple(s.id for s in seeds),
+            tuple(c.number for c in shown if c in left),
+            "",
+            seeds[0].system,
+            rejection=Rejection("prompt_too_long", "the writer's") if fitting is None else None,
         )
-        return draft, prompt
+        return draft, None if fitting is None else self._input_prompt(fitting)
+
+    def _input_prompt(self, examples: Sequence[Seed | Candidate]) -> list[Message]:
+        return input_prompt([example.text for example in examples], self.config.description)
+
+    def _has_room(self, section: Literal["inputs", "labels"], prompt: list[Message]) -> bool:
+        return has_room(getattr(self.models, section), prompt, getattr(self.config, section), section)
 
     def _judge(self, draft: Candidate, reply: Completion) -> Candidate:
         text = read_input(reply.text)
@@ -250,32 +282,46 @@ class _Synthesis:
             self._know(candidate)
         return candidate
 
-    def _answer(self, judged: Sequence[Candidate], seed: int) -> list[Candidate]:
+    def _answer(self, judged: Sequence[Candidate], number: int) -> list[Candidate]:
         """Label the inputs that passed, and score the answers that passed."""
         labels = self.config.labels
-        asked = [c for c in judged if c.input_passed]
-        prompts = [self._label_prompt(c) for c in asked]
-        repeated = [prompt for prompt in prompts for _ in range(labels.samples)]
-        replies = _ask(self.models.labels, repeated, labels, seed, "labels")
         answered: dict[int, Candidate] = {}
-        for i, candidate in enumerate(asked):
-            samples = replies[i * labels.samples : (i + 1) * labels.samples]
-            answer, agreement, rejection = choose_answer(
-                samples, self.checks.answers, self.checks.answer_lengths[candidate.domain], labels.min_agreement
-            )
-            answered[candidate.number] = replace(
-                candidate, answer=answer, agreement=agreement, rejection=rejection, label_usage=_usage(samples)
-            )
-        scored = [(c, p) for c, p in zip(answered.values(), prompts, strict=True) if c.passed]
+        asked, prompts = [], []
+        for candidate in (c for c in judged if c.input_passed):
+            prompt = self._label_prompt(candidate)
+            if prompt is None:
+                too_long = Rejection("prompt_too_long", "the labeller's")
+                answered[candidate.number] = replace(candidate, rejection=too_long)
+            else:
+                asked.append(candidate)
+                prompts.append(prompt)
+        if number == 0 and answered and not asked:
+            raise nothing_fits("labels")
+        repeated = [prompt for prompt in prompts for _ in range(labels.samples)]
+        seed = derive_seed(self.seed, "synthesis-labels", number)
+        replies = _ask(self.models.labels, repeated, labels, seed, "labels")
+        chosen = [
+            self.checks.choose(c, replies[i * labels.samples : (i + 1) * labels.samples], labels.min_agreement)
+            for i, c in enumerate(asked)
+        ]
+        answered |= {c.number: c for c in chosen}
+        scored = [(c, p) for c, p in zip(chosen, prompts, strict=True) if c.passed]
         if self.models.scorer is not None and self.config.filters.nll_tail > 0:
             conversations = [[*prompt, Message("assistant", c.answer or "")] for c, prompt in scored]
             for (candidate, _), nll in zip(scored, self.models.scorer.score(conversations), strict=True):
                 answered[candidate.number] = replace(candidate, nll=nll)
         return [answered.get(c.number, c) for c in judged]
 
-    def _label_prompt(self, candidate: Candidate) -> list[Message]:
+    def _label_prompt(self, candidate: Candidate) -> list[Message] | None:
+        """The conversation with as many examples as fit; None where it is too long without any."""
         domain = self.domains[candidate.domain]
-        return label_prompt(domain, candidate.text, candidate.system, self._examples_for(domain, candidate.text))
+
+        def prompt(examples: Sequence[Seed]) -> list[Message]:
+            return label_prompt(domain, candidate.text, candidate.system, examples)
+
+        found = self._examples_for(domain, candidate.text)
+        fitting = fit_examples(found, lambda examples: self._has_room("labels", prompt(examples)), farthest)
+        return None if fitting is None else prompt(fitting)
 
     def _examples_for(self, domain: SeedDomain, text: str) -> list[Seed]:
         """The seeds most like the input, the nearest last, where the labeller sees it best."""
@@ -307,6 +353,7 @@ class _Synthesis:
             scored=self.models.scorer is not None,
             seconds=self.journal.seconds,
             seed=self.seed,
+            notes=self.models.notes,
         )
         write_json_atomic(self.directory / REPORT, report)
         if not kept:
@@ -363,4 +410,4 @@ def _ask(
 
 
 def _usage(completions: Sequence[Completion]) -> Usage:
-    return Usage(sum(c.prompt_tokens or 0 for c in completions), sum(c.tokens for c in completions))
+    return Usage(sum(c.prompt_tokens or 0 for c in completions), sum(c.tokens or 0 for c in completions))
