@@ -54,7 +54,10 @@ def cut(good: Json) -> Answer:
 
 
 class FakeServer:
-    """Use :func:`serving`. ``faults`` meet the next POSTs, one each; ``requests`` are all POSTs so far."""
+    """Use :func:`serving`. ``faults`` meet the next POSTs, one each; ``requests`` are all POSTs so far.
+
+    A chat request with one of the fields ``refused`` is answered with 400.
+    """
 
     name = "demo"
 
@@ -63,6 +66,7 @@ class FakeServer:
         self.key: str | None = None
         self.max_logprobs, self.max_model_len = 20, 256
         self.root = "/models/tiny"
+        self.refused: frozenset[str] = frozenset()
         self.faults: deque[Fault] = deque()
         self.always: Fault | None = None
         self.requests: list[tuple[str, Json]] = []
@@ -123,10 +127,14 @@ class FakeServer:
             new.append(token)
         return str(self.tokenizer.decode(new))
 
-    def chat(self, request: Json) -> Json:
+    def chat(self, request: Json) -> Answer | Json:
+        for name in sorted(self.refused & set(request)):
+            return _refusal(f"Unsupported parameter: {name}")
         said = request["messages"][-1]["content"]
-        cut_off = request["max_tokens"] < 3
-        message = {"role": "assistant", "content": f"{said.upper()} {request['seed']}"}
+        cut_off = request.get("max_tokens", request.get("max_completion_tokens", 3)) < 3
+        with self.lock:
+            number = request.get("seed", len(self.requests))
+        message = {"role": "assistant", "content": f"{said.upper()} {number}"}
         choice = {"index": 0, "message": message, "finish_reason": "length" if cut_off else "stop"}
         usage = {"prompt_tokens": len(said), "completion_tokens": 3}
         return {"object": "chat.completion", "choices": [choice], "usage": usage}

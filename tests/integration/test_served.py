@@ -315,7 +315,7 @@ def test_labels(server: Server, tmp_path: Path) -> None:
         warm = SamplingSettings(max_new_tokens=24, temperature=1.0)
         varied = ServedGenerator(client).generate([prompts[0]] * 3, warm, seed=0)
     assert again == found
-    assert all(c.text and 0 < c.tokens <= 24 for c in found)
+    assert all(c.text and c.tokens is not None and 0 < c.tokens <= 24 for c in found)
     assert len({c.text for c in varied}) > 1
     model = load_model(TeacherConfig(path=MODEL), dtype=torch.float32, base_dir=tmp_path)
     tokenizer = load_tokenizer(TeacherConfig(path=MODEL), base_dir=tmp_path)
@@ -323,7 +323,7 @@ def test_labels(server: Server, tmp_path: Path) -> None:
     same = [shared_characters(a.text, b.text) for a, b in zip(found, ours, strict=True)]
     equal = sum(a.text == b.text for a, b in zip(found, ours, strict=True))
     report(
-        f"{len(found)} greedy answers, {sum(c.tokens for c in found)} tokens in {seconds:.1f} s; {equal} equal ours "
+        f"{len(found)} greedy answers, {sum(c.tokens or 0 for c in found)} tokens in {seconds:.1f} s; {equal} equal ours "
         f"in float32, shared beginnings of {same} characters"
     )
     # The same prompt was read: rounding parts greedy answers after some words, another template at once.

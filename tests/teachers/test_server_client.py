@@ -17,6 +17,7 @@ import fake_server
 from fake_server import FakeServer, Fault, body, cut, hang, serving
 from stillhouse.errors import MissingDependencyError, RecipeError, ServerError
 from stillhouse.recipe import ServerConfig
+from stillhouse.teachers import server_limits
 from stillhouse.teachers.server_client import Backoff, Request, ServedModel, ServerClient
 
 KEY = "sk-test-0123456789/abc+def"
@@ -74,6 +75,9 @@ FAULTS: dict[str, Fault] = {
     "html": body(b"<html>proxy</html>"),
     "a list": body(b"[1, 2]"),
     "hang": hang(0.6),
+    "an error in a 200": body(b'{"error": {"message": "the model behind me is busy", "code": 502}}'),
+    "empty choices": body(b'{"choices": []}'),
+    "null for a choice": body(b'{"choices": [null]}'),
 }
 
 
@@ -93,6 +97,11 @@ def test_what_may_pass_is_tried_again(name: str, server: FakeServer, connect: Co
         ("cut", r"cannot be reached \(.+\); gave up after 3 attempts"),
         ("garbage", r"answers with something that is no JSON object; gave up"),
         ("hang", r"gave no answer within 0\.2 seconds; gave up"),
+        (
+            "an error in a 200",
+            r"answers without choices \(the model behind me is busy\); if it always does, .*; gave up",
+        ),
+        ("empty choices", r'answers without choices \(\{"choices": \[\]\}\)'),
     ],
 )
 def test_what_does_not_pass_is_given_up_with_its_reason(
@@ -122,6 +131,10 @@ def test_no_server_is_named(connect: Connect) -> None:
         (
             lambda good: (429, {}, b'{"error": {"message": "pay first", "code": "insufficient_quota"}}'),
             r"answers 429 \(pay first\)$",
+        ),
+        (
+            body(b'{"error": {"message": "pay first", "code": "insufficient_quota"}}'),
+            r"without choices \(pay first\); if",
         ),
         (fake_server.status(429, "slow down", retry_after="86400"), r"asks to wait 86400 seconds; try again later"),
         (fake_server.status(403), r"refuses the key \(403: no\); name the environment variable .*api_key_env"),
@@ -153,6 +166,42 @@ def test_a_used_up_limit_holds_back_the_next_request(server: FakeServer, connect
         started = time.monotonic()
         client.ask(CHAT)
     assert time.monotonic() - started >= 0.35
+
+
+def used_up(reset: str) -> Fault:
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": reset}
+    return lambda good: (200, headers, json.dumps(good).encode())
+
+
+def test_a_limit_that_is_used_up_for_long_ends_the_work_and_keeps_every_answer(
+    server: FakeServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first of four requests under way spends the limit: their answers are kept, the fifth is not sent."""
+    server.faults.extend([used_up("24h"), hang(0.3), hang(0.3), hang(0.3)])
+    found: list[int] = []
+    started = time.monotonic()
+    with connect(concurrency=4) as client:
+        with pytest.raises(
+            ServerError, match=r"used up and renewed only in 8(6400|6399) seconds .*more than 600 are not"
+        ):
+            found.extend(key for key, _ in client.stream((i, CHAT) for i in range(9)))
+        with pytest.raises(ServerError, match="used up"):
+            client.ask(CHAT)
+    assert sorted(found) == [0, 1, 2, 3]
+    assert len(server.requests) == 4
+    assert time.monotonic() - started < 4
+    assert not caplog.records
+
+
+def test_a_wait_of_more_than_a_few_seconds_is_said_once(
+    server: FakeServer, connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_limits, "SAID_SECONDS", 0.2)
+    server.faults.extend([used_up("500ms"), used_up("510ms"), used_up("100ms")])
+    with connect(concurrency=2) as client:
+        assert len(list(client.stream((i, CHAT) for i in range(8)))) == 8
+    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("stillhouse")]
+    assert said == f"teacher.server: the server at {server.url} asks to wait; the next request goes out in 0 seconds"
 
 
 def test_concurrency_is_bounded_and_used(server: FakeServer, connect: Connect) -> None:
@@ -224,11 +273,17 @@ def test_the_key_is_in_no_error_log_or_repr(
     """The server repeats the key that it refuses, as servers do, in every form that it may take."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("MY_KEY", KEY)
-    server.key = "another"
     shown = ""
     escaped = KEY.replace("/", "%2F").replace("+", "%2B")
-    for fault in (None, fake_server.status(500, f"failed for {KEY}"), fake_server.status(400, f"see /?key={escaped}")):
+    for fault in (
+        None,
+        fake_server.status(500, f"failed for {KEY}"),
+        fake_server.status(400, f"see /?key={escaped}"),
+        body(json.dumps({"error": {"message": f"no model for {KEY}"}}).encode()),
+        body(json.dumps({"id": 1, "choices": [], "asked": {"authorization": f"Bearer {KEY}"}}).encode()),
+    ):
         server.always = fault
+        server.key = "another" if fault is None else None
         with connect(api_key_env="MY_KEY", max_retries=1) as client:
             with pytest.raises(ServerError) as caught:
                 client.ask(CHAT)

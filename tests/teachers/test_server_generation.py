@@ -115,9 +115,8 @@ def test_a_damaged_journal_names_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ({"choices": []}, "has no choices"),
-        ({"choices": [{"text": "x"}]}, "no message or no usage"),
-        ({"choices": [{"message": {"content": "x"}}]}, "no message or no usage"),
+        ({"choices": []}, "answers without choices"),
+        ({"choices": [{"text": "x"}]}, "has no message"),
     ],
 )
 def test_what_is_no_answer_is_named(
@@ -126,6 +125,99 @@ def test_what_is_no_answer_is_named(
     server.always = lambda good: answer
     with pytest.raises(ServerError, match=said):
         ServedGenerator(client).generate(asking("one"), SETTINGS, seed=0)
+
+
+@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {"total_tokens": 7}}])
+def test_counts_that_a_server_leaves_out_are_unknown(
+    server: FakeServer, client: ServerClient, tmp_path: Path, usage: dict[str, Any]
+) -> None:
+    answer = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], **usage}
+    server.always = lambda good: answer
+    for _ in range(2):  # the second time from the journal
+        generator = ServedGenerator(client, journal=tmp_path / "journal.jsonl")
+        assert generator.generate(asking("one"), SETTINGS, seed=0) == [Completion("yes", True, None, None)]
+    assert len(server.requests) == 1
+
+
+# --- the recipe's own fields --------------------------------------------------------------------
+
+
+def changed(server: FakeServer, **extra: Any) -> ServerClient:
+    config = ServerConfig(url=server.url, model="demo", max_retries=0, concurrency=1, extra_body=extra)
+    return ServerClient(config, backoff=QUICK)
+
+
+def test_fields_are_taken_out_and_set(server: FakeServer, client: ServerClient) -> None:
+    server.refused = frozenset({"max_tokens", "seed", "temperature"})
+    with pytest.raises(ServerError, match=r"answers 400 \(Unsupported parameter: max_tokens\)"):
+        ServedGenerator(client).generate(asking("one"), SETTINGS, seed=3)
+    with changed(
+        server, max_tokens=None, seed=None, temperature=None, max_completion_tokens=256, provider={"zdr": True}
+    ) as other:
+        found = ServedGenerator(other).generate(asking("one", "one"), SETTINGS, seed=3)
+    assert server.requests[-1][1] == {
+        "model": "demo",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "one"}],
+        "top_p": 0.9,
+        "stop": ["\n\n"],
+        "max_completion_tokens": 256,
+        "provider": {"zdr": True},
+    }
+    # Equal requests, for they have no seeds: still two answers.
+    assert len({c.text for c in found}) == 2
+
+
+def test_other_fields_are_another_question(server: FakeServer, client: ServerClient, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    plain = ServedGenerator(client, journal=path)
+    names = {plain.fingerprint}
+    plain.generate(asking("one"), SETTINGS, seed=3)
+    for extra in ({"seed": None}, {"reasoning_effort": "low"}, {"reasoning_effort": "high"}):
+        for asked_again in (1, 0):
+            before = len(server.requests)
+            with changed(server, **extra) as other:
+                generator = ServedGenerator(other, journal=path)
+                generator.generate(asking("one"), SETTINGS, seed=3)
+                names.add(generator.fingerprint)
+            assert len(server.requests) - before == asked_again
+    assert "server:demo" in names
+    assert len(names) == 4
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "prompt", "stream", "n", "logprobs", "prompt_logprobs"])
+def test_fields_that_decide_what_is_asked_are_refused(name: str) -> None:
+    for value in (None, 2):
+        with pytest.raises(ValueError, match=f"extra_body\n.*{name}: decides what is asked or how the answer is read"):
+            ServerConfig(url="http://host/v1", model="demo", extra_body={"user": "x", name: value})
+
+
+def test_a_number_that_json_cannot_write_is_refused() -> None:
+    with pytest.raises(ValueError, match="JSON cannot write"):
+        ServerConfig(url="http://host/v1", model="demo", extra_body={"a": [float("nan")]})
+
+
+# --- many batches -------------------------------------------------------------------------------
+
+
+def test_batches_are_answered_as_one_by_one(server: FakeServer, client: ServerClient, tmp_path: Path) -> None:
+    batches = [(7, asking("one", "one", "two"), 1), (8, [], 2), (9, asking("one"), 3)]
+    alone = {n: ServedGenerator(client).generate(prompts, SETTINGS, seed=seed) for n, prompts, seed in batches}
+    server.requests.clear()
+    for asked in (4, 0):
+        generator = ServedGenerator(client, journal=tmp_path / "journal.jsonl")
+        assert dict(generator.generate_each(batches, SETTINGS)) == alone
+        assert len(server.requests) == asked
+        server.requests.clear()
+
+
+def test_no_batch_waits_for_the_slowest_answer_of_another(server: FakeServer) -> None:
+    server.faults.append(fake_server.hang(1.5))
+    config = ServerConfig(url=server.url, model="demo", timeout_seconds=10.0, max_retries=0, concurrency=3)
+    batches = [(n, asking(f"a{n}", f"b{n}"), n) for n in range(6)]
+    with ServerClient(config, backoff=QUICK) as client:
+        found = [n for n, _ in ServedGenerator(client).generate_each(batches, SETTINGS)]
+    assert sorted(found) == list(range(6))
+    assert found[-1] == 0
 
 
 def test_continuations_are_those_of_the_model_here(

@@ -58,6 +58,21 @@ def test_used_up_limits() -> None:
     assert exhausted_seconds({"x-ratelimit-remaining-requests": "0"}) is None  # until when is not told
 
 
+def test_a_long_wait_is_said_once_and_again_when_it_has_grown() -> None:
+    now = [100.0]
+    throttle = Throttle(lambda: now[0])
+    throttle.hold(5)
+    assert not throttle.worth_saying()
+    throttle.hold(20)
+    assert throttle.worth_saying()
+    throttle.hold(24)
+    assert not throttle.worth_saying()
+    throttle.hold(26)
+    assert throttle.worth_saying()
+    now[0] = 125.0
+    assert not throttle.worth_saying()
+
+
 def test_the_longest_wait_counts() -> None:
     now = [100.0]
     throttle = Throttle(lambda: now[0])

@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+import fake_server
 from fake_server import FakeServer, serving
 from stillhouse.errors import DataError, ModelError, ServerError
 from stillhouse.preflight.check import preflight
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, TeacherConfig
 from stillhouse.report.card import write_card
 from stillhouse.report.page import render_run_report
 from stillhouse.targets.cache import TargetCache
+from stillhouse.training import sequence_labels
 from stillhouse.training.cached import CapturePlan, capture_recipe
 from stillhouse.training.run import train
+from stillhouse.training.served import open_server
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -170,14 +173,54 @@ def test_sequence_kd_learns_what_the_server_writes(
     objective = {"type": "sequence_kd", "rollout": {"max_new_tokens": 6}}
     outcome = train(make_recipe(teacher=config, objective=objective))
     assert outcome.result is not None
-    lines = [
-        json.loads(line)
-        for file in sorted((outcome.directory / "generated" / "main").glob("*.jsonl"))
-        for line in file.read_text().splitlines()
-    ]
+    lines = taught(outcome.directory)
     assert lines
     for line in lines:
         assert line["answer"].startswith(line["prompt"][-1][1].upper())
+
+
+def taught(directory: Path) -> list[dict[str, Any]]:
+    files = sorted((directory / "generated" / "main").glob("chunk-*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def chats(server: FakeServer) -> list[str]:
+    return [json.dumps(body, sort_keys=True) for path, body in server.requests if path.endswith("/chat/completions")]
+
+
+def test_an_interrupted_labelling_pays_for_no_answer_twice(
+    make_recipe: MakeRecipe,
+    server: FakeServer,
+    tokenizer_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sequence_labels, "CHUNK_ROWS", 8)
+    config = teacher(server, tokenizer_dir, tmp_path)
+    del config["cache"]
+    config["server"]["concurrency"] = 1
+    objective = {"type": "sequence_kd", "rollout": {"max_new_tokens": 6}}
+    whole = train(make_recipe("whole", teacher=config, objective=objective))
+    asked = chats(server)
+    server.requests.clear()
+    server.faults.extend([lambda good: None] * 11 + [fake_server.status(400, "gone")])
+    with pytest.raises(ServerError, match="gone"):
+        train(make_recipe("cut", teacher=config, objective=objective))
+    assert len(chats(server)) == 12
+    folder = whole.directory.parent / "cut" / "generated" / "main"
+    assert len((folder / "answers-rank-00000.jsonl").read_text().splitlines()) == 11
+    assert [file.name for file in folder.glob("chunk-*")] == ["chunk-00000.jsonl"]
+    resumed = train(make_recipe("cut", teacher=config, objective=objective))
+    assert len(chats(server)) == len(asked) + 1
+    assert set(chats(server)) == set(asked)
+    assert taught(resumed.directory) == taught(whole.directory)
+
+
+def test_processes_share_the_concurrency(server: FakeServer, tokenizer_dir: Path, tmp_path: Path) -> None:
+    config = TeacherConfig.model_validate(teacher(server, tokenizer_dir, tmp_path))
+    for processes, share in ((1, 4), (2, 2), (3, 1), (9, 1)):
+        with open_server(config, processes=processes) as client:
+            assert client.config.concurrency == share
 
 
 def test_preflight_counts_no_memory_for_the_teacher(

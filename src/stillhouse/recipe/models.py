@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from stillhouse.recipe.base import Config, Fraction, PositiveFloat
 
@@ -59,6 +60,10 @@ class CacheConfig(Config):
     """Fixed at capture: the objective's temperature must be the same."""
 
 
+_CONTROLLED = frozenset({"model", "messages", "prompt", "stream", "n", "logprobs", "prompt_logprobs"})
+"""Fields of a request that decide what is asked and how the answer is read."""
+
+
 class ServerConfig(Config):
     """A server that speaks OpenAI's protocol."""
 
@@ -74,6 +79,10 @@ class ServerConfig(Config):
     """For one attempt, from request to the whole answer."""
     max_retries: int = Field(default=8, ge=0)
     """Attempts after the first, with growing waits; Retry-After and rate-limit headers are honoured."""
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
+    """Changes of each chat request: null takes out a field that would be sent (`max_tokens`, `temperature`, `top_p`,
+    `seed`, `stop`), any other value sets one. A server that refuses `max_tokens`:
+    `{max_tokens: null, max_completion_tokens: 256}`. No place for a key: recipes are saved and shown."""
 
     @field_validator("url")
     @classmethod
@@ -91,6 +100,20 @@ class ServerConfig(Config):
     def _variable_name(cls, value: str | None) -> str | None:
         if value is not None and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) is None:
             raise ValueError("must be the name of an environment variable, not the key itself")
+        return value
+
+    @field_validator("extra_body")
+    @classmethod
+    def _free_fields(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        ours = sorted(_CONTROLLED & set(value))
+        if ours:
+            raise ValueError(
+                f"{', '.join(ours)}: decides what is asked or how the answer is read, so no recipe can change it; leave it out"
+            )
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:
+            raise ValueError("holds a number that JSON cannot write (.nan or .inf); leave it out") from error
         return value
 
 

@@ -52,12 +52,12 @@ class Completion:
     """One answer: its text, whether it ended by itself or at a stop string, and how many tokens were generated.
 
     ``finished`` False means that ``max_new_tokens`` cut it. ``prompt_tokens`` is what was read for
-    it; None where that is not known.
+    it. Either count is None where a server does not tell it.
     """
 
     text: str
     finished: bool
-    tokens: int
+    tokens: int | None
     prompt_tokens: int | None = None
 
 

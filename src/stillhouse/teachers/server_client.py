@@ -7,6 +7,7 @@ thread of their own, so that callers stay plain (and may run in a notebook).
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from stillhouse.errors import MissingDependencyError, ServerError
 from stillhouse.recipe import ServerConfig
-from stillhouse.teachers.server_failures import Failure, Secret, status_failure
-from stillhouse.teachers.server_limits import Throttle, exhausted_seconds
+from stillhouse.teachers.server_failures import Failure, Secret, choiceless_failure, spent_failure, status_failure
+from stillhouse.teachers.server_limits import LONGEST_WAIT_SECONDS, Throttle, exhausted_seconds
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 KeyT = TypeVar("KeyT")
 Json = dict[str, Any]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,9 @@ class ServerClient:
     """Asks one server for one model. Use it as a context manager.
 
     At most ``config.concurrency`` requests are under way. An attempt that fails for a reason that may
-    pass (no connection, a timeout, 408, 409, 425, 429, 5xx, a body that is no JSON) is repeated up to
-    ``config.max_retries`` times; Retry-After and used-up rate limits hold back all requests.
+    pass (no connection, a timeout, 408, 409, 425, 429, 5xx, a body that is no JSON or has no ``choices``)
+    is repeated up to ``config.max_retries`` times; Retry-After and used-up rate limits hold back all
+    requests, and fail them when the wait is longer than ``LONGEST_WAIT_SECONDS``.
     ``field`` is the recipe field that messages name.
 
     Raises MissingDependencyError without the extra ``server``, and RecipeError when the environment
@@ -121,7 +125,7 @@ class ServerClient:
         async def ask(api: AsyncOpenAI) -> Any:
             return await api.models.with_raw_response.list(extra_headers=self._headers())
 
-        answer = self._run(self._ask(ask))
+        answer = self._run(self._ask(ask, _unchecked))
         cards = answer.get("data")
         if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
             raise ServerError(f"{self.field}.url={self.config.url}: its /models is no list of models; is this an API?")
@@ -140,14 +144,15 @@ class ServerClient:
         )
 
     def ask(self, request: Request) -> Json:
-        """Send one request and return the answer. Raises ServerError when no attempt succeeds."""
+        """Send one request and return the answer, whose first choice is there. Raises ServerError when no attempt succeeds."""
         return self._run(self._send(request))
 
     def stream(self, requests: Iterable[tuple[KeyT, Request]]) -> Iterator[tuple[KeyT, Json]]:
         """Send requests, at most ``concurrency`` at a time, and yield (key, answer) as answers come.
 
-        ``requests`` is drawn from as places become free. Raises ServerError at the first request for
-        which no attempt succeeds; answers that had come by then are yielded before.
+        ``requests`` is drawn from as places become free, and every answer has its first choice. Raises
+        ServerError at the first request for which no attempt succeeds. What else is under way then has
+        been paid for: for as long as one attempt may take, its answers are still yielded before.
         """
         portal = self._open()
         waiting: dict[Future[Json], KeyT] = {}
@@ -158,6 +163,11 @@ class ServerClient:
                 waiting[portal.start_task_soon(self._send, request)] = key
             while waiting:
                 yield from self._finished(waiting)
+        except ServerError:
+            for future in wait(waiting, timeout=self.config.timeout_seconds).done:
+                if future.exception() is None:
+                    yield waiting[future], future.result()
+            raise
         finally:
             for future in waiting:
                 future.cancel()
@@ -218,10 +228,17 @@ class ServerClient:
                 extra_headers=self._headers(),
             )
 
-        return await self._ask(ask)
+        def check(answer: Json) -> Failure | None:
+            return choiceless_failure(answer, config=self.config, field=self.field, secret=self._secret)
 
-    async def _ask(self, ask: Callable[[AsyncOpenAI], Awaitable[Any]]) -> Json:
-        """Try until it succeeds, it makes no sense, or the attempts are used up."""
+        return await self._ask(ask, check)
+
+    async def _ask(
+        self,
+        ask: Callable[[AsyncOpenAI], Awaitable[Any]],
+        check: Callable[[Json], Failure | None],
+    ) -> Json:
+        """Try until ``check`` finds nothing wrong, it makes no sense, or the attempts are used up."""
         import stamina
 
         started, attempts = time.monotonic(), 0
@@ -237,7 +254,7 @@ class ServerClient:
             ):
                 with attempt:
                     attempts += 1
-                    return await self._attempt(ask)
+                    return await self._attempt(ask, check)
             raise AssertionError("an attempt returns or raises")
         except Failure as last:
             failure = last
@@ -250,18 +267,34 @@ class ServerClient:
             )
         raise ServerError(message)
 
-    async def _attempt(self, ask: Callable[[AsyncOpenAI], Awaitable[Any]]) -> Json:
+    async def _attempt(
+        self, ask: Callable[[AsyncOpenAI], Awaitable[Any]], check: Callable[[Json], Failure | None]
+    ) -> Json:
         """Send once; every failure is raised without the request that caused it, which carries the key."""
-        import anyio
-
-        while (seconds := self._throttle.seconds_left()) > 0:
-            await anyio.sleep(seconds)
+        await self._wait_for_limits()
         outcome = await self._outcome(ask)
+        if not isinstance(outcome, Failure):
+            outcome = check(outcome) or outcome
         if isinstance(outcome, Failure):
             if outcome.wait_seconds is not None:
                 self._throttle.hold(outcome.wait_seconds)
             raise outcome
         return outcome
+
+    async def _wait_for_limits(self) -> None:
+        import anyio
+
+        while (seconds := self._throttle.seconds_left()) > 0:
+            if seconds > LONGEST_WAIT_SECONDS:
+                raise spent_failure(seconds, config=self.config, field=self.field)
+            if self._throttle.worth_saying():
+                _log.warning(
+                    "%s: the server at %s asks to wait; the next request goes out in %.0f seconds",
+                    self.field,
+                    self.config.url,
+                    seconds,
+                )
+            await anyio.sleep(seconds)
 
     async def _outcome(self, ask: Callable[[AsyncOpenAI], Awaitable[Any]]) -> Json | Failure:
         import anyio
@@ -300,6 +333,10 @@ class ServerClient:
         seconds = exhausted_seconds(headers)
         if seconds is not None:
             self._throttle.hold(seconds)
+
+
+def _unchecked(_answer: Json) -> None:
+    """The list of models has no choices; its caller looks at it."""
 
 
 def _may_pass(error: Exception) -> bool:

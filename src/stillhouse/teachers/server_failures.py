@@ -96,6 +96,32 @@ def status_failure(
     return Failure(message, again=again, status=status, wait_seconds=wait)
 
 
+def choiceless_failure(answer: dict[str, Any], *, config: ServerConfig, field: str, secret: Secret) -> Failure | None:
+    """Return why an answer of a completions endpoint is none, or None when its first choice is there.
+
+    Gateways report a busy or broken model behind them as a 200 whose body holds an error, so trying again may help.
+    """
+    choices = answer.get("choices")
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        return None
+    detail, code = _detail(json.dumps(answer, ensure_ascii=False))
+    return Failure(
+        f"{field}: the server at {config.url} answers without choices ({secret.scrub(detail)}); if it always does, "
+        f"check that {field}.url is an OpenAI-compatible API",
+        again=code != _UNPAID,
+    )
+
+
+def spent_failure(seconds: float, *, config: ServerConfig, field: str) -> Failure:
+    """Return the failure of a request that a used-up limit would hold back for longer than anybody waits."""
+    return Failure(
+        f"{field}: a rate limit of the server at {config.url} is used up and renewed only in {seconds:.0f} seconds (its "
+        f"x-ratelimit headers), and more than {LONGEST_WAIT_SECONDS:.0f} are not waited for. What is done is kept, and the "
+        "same command goes on from there; run it then",
+        again=False,
+    )
+
+
 def _refused_key(status: int, detail: str, config: ServerConfig, field: str) -> str:
     if config.api_key_env is None:
         way_out = f"name the environment variable that holds your key as {field}.api_key_env"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ class ServedGenerator:
     """Asks a server's chat endpoint: a :class:`stillhouse.rollout.generator.Generator`.
 
     With a ``journal`` every answer is kept as it comes, under what was asked (model, conversation,
-    settings, seed; not the address), and is never asked for again. ``progress`` is told (answers there,
-    answers wanted).
+    settings, seed, the recipe's ``extra_body``; not the address), and is never asked for again.
+    ``progress`` is told (answers there, answers wanted).
     """
 
     def __init__(
@@ -46,8 +46,9 @@ class ServedGenerator:
 
     @property
     def fingerprint(self) -> str:
-        """The served model's name."""
-        return served_fingerprint(self._client.config.model).rstrip(":")
+        """The served model's name, and a digest of the recipe's ``extra_body`` where there is one."""
+        name, extra = served_fingerprint(self._client.config.model).rstrip(":"), self._client.config.extra_body
+        return f"{name}:{_digest(extra)[:8]}" if extra else name
 
     def generate(self, prompts: Sequence[list[Message]], settings: SamplingSettings, *, seed: int) -> list[Completion]:
         """Write the next assistant turn of every conversation, in the prompts' order.
@@ -55,40 +56,95 @@ class ServedGenerator:
         A prompt given several times is asked for with as many seeds. Raises ServerError when an answer
         cannot be had or is none; what came before is in the journal.
         """
+        ((_, found),) = self.generate_each([(0, prompts, seed)], settings)
+        return found
+
+    def generate_each(
+        self, batches: Iterable[tuple[int, Sequence[list[Message]], int]], settings: SamplingSettings
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Answer batches of (number, prompts, seed), and yield (number, answers) of each as its last answer comes.
+
+        The answers are those of :meth:`generate`; but no batch waits for the slowest answer of the one
+        before it, so the server stays as busy as ``concurrency`` allows. ``batches`` is drawn from as
+        places become free. Raises as :meth:`generate`.
+        """
+        whole: deque[_Batch] = deque()
+        there = wanted = 0
+
+        def requests() -> Iterator[tuple[tuple[_Batch, str], Request]]:
+            nonlocal there, wanted
+            for number, prompts, seed in batches:
+                batch, bodies = self._begin(number, prompts, settings, seed)
+                there, wanted = there + len(batch.found), wanted + len(bodies)
+                if batch.is_whole:
+                    whole.append(batch)
+                missing = {key: body for key, body in bodies.items() if key not in batch.found}
+                yield from (((batch, key), Request("chat/completions", self._sent(b))) for key, b in missing.items())
+
+        for (batch, key), answer in self._client.stream(requests()):
+            batch.found[key] = self._completion(answer)
+            if self._journal is not None:
+                self._journal.add(key, asdict(batch.found[key]))
+            there += 1
+            if self._progress is not None:
+                self._progress(there, wanted)
+            if batch.is_whole:
+                whole.append(batch)
+            while whole:
+                yield whole.popleft().result()
+        yield from (batch.result() for batch in whole)
+
+    def _begin(
+        self, number: int, prompts: Sequence[list[Message]], settings: SamplingSettings, seed: int
+    ) -> tuple[_Batch, dict[str, dict[str, Any]]]:
+        """A batch with what the journal has of it, and all its requests by key."""
         bodies = _bodies(prompts, settings, seed)
         keys = [self._key(body) for body in bodies]
-        found: dict[str, Completion] = {}
-        if self._journal is not None:
-            kept = {key: self._journal.get(key) for key in keys}
-            found = {key: Completion(**answer) for key, answer in kept.items() if answer is not None}
-        wanted = {key: Request("chat/completions", body) for key, body in zip(keys, bodies, strict=True)}
-        todo = ((key, request) for key, request in wanted.items() if key not in found)
-        for key, answer in self._client.stream(list(todo)):
-            found[key] = self._completion(answer)
-            if self._journal is not None:
-                self._journal.add(key, asdict(found[key]))
-            if self._progress is not None:
-                self._progress(len(found), len(wanted))
-        return [found[key] for key in keys]
+        kept = {} if self._journal is None else {key: self._journal.get(key) for key in keys}
+        found = {key: Completion(**answer) for key, answer in kept.items() if answer is not None}
+        wanted = dict(zip(keys, bodies, strict=True))
+        return _Batch(number, keys, len(wanted), found), wanted
 
     def _key(self, body: dict[str, Any]) -> str:
-        content = json.dumps([self._client.config.model, body], sort_keys=True, ensure_ascii=True)
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        """What was asked, with the seed even where it is not sent, so that equal prompts have answers of their own."""
+        config = self._client.config
+        return _digest([config.model, body, *([config.extra_body] if config.extra_body else [])])
+
+    def _sent(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The request as the recipe's ``extra_body`` wants it."""
+        return {name: value for name, value in (body | self._client.config.extra_body).items() if value is not None}
 
     def _completion(self, answer: dict[str, Any]) -> Completion:
-        choice = _first_choice(answer, self._client.field)
-        message, usage = choice.get("message"), answer.get("usage")
-        text = message.get("content") if isinstance(message, dict) else None
-        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if not isinstance(message, dict) or not isinstance(usage, dict) or not isinstance(tokens, int):
-            raise ServerError(f"{self._client.field}.url: an answer of the chat endpoint has no message or no usage")
-        prompt_tokens = usage.get("prompt_tokens")
-        return Completion(
-            text if isinstance(text, str) else "",
-            choice.get("finish_reason") == "stop",
-            tokens,
-            prompt_tokens if isinstance(prompt_tokens, int) else None,
+        choice, usage = answer["choices"][0], answer.get("usage")
+        message = choice.get("message")
+        if not isinstance(message, dict):
+            raise ServerError(f"{self._client.field}.url: an answer of the chat endpoint has no message")
+        text = message.get("content")
+        counts = usage if isinstance(usage, dict) else {}
+        tokens, prompt_tokens = (
+            count if isinstance(count, int) else None
+            for count in (counts.get("completion_tokens"), counts.get("prompt_tokens"))
         )
+        finished = choice.get("finish_reason") == "stop"
+        return Completion(text if isinstance(text, str) else "", finished, tokens, prompt_tokens)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The keys of a batch in its prompts' order, and its answers so far."""
+
+    number: int
+    keys: list[str]
+    size: int
+    """How many of the keys are different."""
+    found: dict[str, Completion]
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.found) == self.size
+
+    def result(self) -> tuple[int, list[Completion]]:
+        return self.number, [self.found[key] for key in self.keys]
 
 
 def continue_prompts(
@@ -121,7 +177,7 @@ def continue_prompts(
 
     texts = [""] * len(prompts)
     for index, answer in client.stream(requests()):
-        text = _first_choice(answer, client.field).get("text")
+        text = answer["choices"][0].get("text")
         if not isinstance(text, str):
             raise ServerError(f"{client.field}.url: an answer of the completions endpoint has no text")
         texts[index] = text
@@ -146,9 +202,6 @@ def _bodies(prompts: Sequence[list[Message]], settings: SamplingSettings, seed: 
     return bodies
 
 
-def _first_choice(answer: dict[str, Any], field: str) -> dict[str, Any]:
-    choices = answer.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(first, dict):
-        raise ServerError(f"{field}.url: an answer has no choices; is this an OpenAI-compatible API?")
-    return first
+def _digest(value: Any) -> str:
+    content = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

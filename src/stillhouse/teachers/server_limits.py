@@ -57,12 +57,16 @@ def exhausted_seconds(headers: Mapping[str, str]) -> float | None:
     return max(known) if known else None
 
 
+SAID_SECONDS = 5.0
+"""A wait is announced when it is longer, and again when it has grown by as much."""
+
+
 class Throttle:
     """The moment before which nobody asks the server again."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._until = -1.0
+        self._until = self._announced = -1.0
 
     def hold(self, seconds: float) -> None:
         """Let everybody wait ``seconds`` from now; a longer wait that was asked for before stays."""
@@ -71,3 +75,10 @@ class Throttle:
     def seconds_left(self) -> float:
         """How long to wait now; 0 or less: not at all."""
         return self._until - self._clock()
+
+    def worth_saying(self) -> bool:
+        """True, once for all who wait for the same moment, when the wait is a long one."""
+        if self.seconds_left() <= SAID_SECONDS or self._until <= self._announced + SAID_SECONDS:
+            return False
+        self._announced = self._until
+        return True

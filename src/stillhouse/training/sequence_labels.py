@@ -1,13 +1,14 @@
 """Sequence-level KD: the teacher answers every training prompt before the stage begins.
 
 Its answers are kept in ``generated/STAGE/`` by chunks, so that an interrupted run goes on with the
-next chunk and a person can read what the student is taught.
+next chunk and a person can read what the student is taught. A server's answers are kept one by one
+as well, for they are paid for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,9 @@ from stillhouse.errors import DataError
 from stillhouse.models.tokenizers import tokenizer_hash
 from stillhouse.randomness import derive_seed
 from stillhouse.recipe import DataConfig, RolloutConfig
-from stillhouse.rollout.generator import Generator, SamplingSettings
+from stillhouse.rollout.generator import Completion, Generator, SamplingSettings
 from stillhouse.run_directory import write_text_atomic
+from stillhouse.teachers.server_generation import ServedGenerator
 from stillhouse.training.distributed import World
 
 if TYPE_CHECKING:
@@ -49,12 +51,15 @@ def label_rows(
     chunks = [rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS)]
     mine = [n for n in range(world.rank, len(chunks), world.size) if _read(folder, n, chunks[n]) is None]
     if mine:
-        generator = load_generator()
         settings = SamplingSettings(rollout.max_new_tokens, rollout.temperature, rollout.top_p)
-        for number in mine:
-            say(f"the teacher answers rows {number * CHUNK_ROWS + 1} to {number * CHUNK_ROWS + len(chunks[number])}")
-            prompts = [list((row.messages or ())[:-1]) for row in chunks[number]]
-            answers = generator.generate(prompts, settings, seed=derive_seed(seed, "sequence-kd", number))
+
+        def asked() -> Iterator[_Asked]:
+            for n in mine:
+                say(f"the teacher answers rows {n * CHUNK_ROWS + 1} to {n * CHUNK_ROWS + len(chunks[n])}")
+                prompts = [list((row.messages or ())[:-1]) for row in chunks[n]]
+                yield n, prompts, derive_seed(seed, "sequence-kd", n)
+
+        for number, answers in _answers(load_generator(), asked(), settings):
             lines = [
                 _line(row, answer.text, finished=answer.finished)
                 for row, answer in zip(chunks[number], answers, strict=True)
@@ -74,6 +79,11 @@ def label_rows(
         )
     say(f"{len(labelled)} of {len(rows)} answers of the teacher are used")
     return labelled
+
+
+def journal_path(folder: Path, rank: int) -> Path:
+    """Where a process keeps a server's answers as they come, until their chunks are whole."""
+    return folder / f"answers-rank-{rank:05d}.jsonl"
 
 
 def prepare_labelled(
@@ -97,6 +107,21 @@ def prepare_labelled(
     if not unusable:
         return prepared
     return replace(prepared, report=replace(prepared.report, warnings=(*prepared.report.warnings, warning)))
+
+
+_Asked = tuple[int, list[list[Message]], int]
+"""A chunk's number, its prompts and its seed."""
+
+
+def _answers(
+    generator: Generator, asked: Iterable[_Asked], settings: SamplingSettings
+) -> Iterator[tuple[int, list[Completion]]]:
+    """Yield each chunk's number and answers; a server goes on to the next chunk before the slowest answer of one is there."""
+    if isinstance(generator, ServedGenerator):
+        yield from generator.generate_each(asked, settings)
+        return
+    for number, prompts, seed in asked:
+        yield number, generator.generate(prompts, settings, seed=seed)
 
 
 def _answered(row: Row, text: str) -> Row:

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_server(config: TeacherConfig) -> ServerClient:
-    """Return the client of the recipe's server, a context manager. Raises as :class:`ServerClient`."""
+def open_server(config: TeacherConfig, *, processes: int = 1) -> ServerClient:
+    """Return the client of the recipe's server, a context manager.
+
+    Where several processes ask at the same time, each takes its share of ``concurrency``, at least
+    one request. Raises as :class:`ServerClient`.
+    """
     assert config.server is not None, "the recipe's validation asks for it"
-    return ServerClient(config.server)
+    share = max(1, config.server.concurrency // processes)
+    return ServerClient(config.server.model_copy(update={"concurrency": share}))
 
 
 def is_begun(folder: Path) -> bool:

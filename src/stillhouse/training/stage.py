@@ -60,7 +60,7 @@ from stillhouse.training.models import Student
 from stillhouse.training.on_policy import OnPolicy
 from stillhouse.training.precision import MasterWeights, ShardedWeights, Weights, resolve_dtype
 from stillhouse.training.progress import open_progress
-from stillhouse.training.sequence_labels import label_rows, prepare_labelled
+from stillhouse.training.sequence_labels import journal_path, label_rows, prepare_labelled
 from stillhouse.training.served import open_server
 from stillhouse.training.stages import FinishedStage
 from stillhouse.training.step import TrainStep
@@ -288,7 +288,8 @@ def label_with_teacher(
         config = recipe.teacher
         assert config is not None, "the recipe's validation asks for one"
         if config.source == "server":
-            return ServedGenerator(connection.enter_context(open_server(config)))
+            client = connection.enter_context(open_server(config, processes=context.world.size))
+            return ServedGenerator(client, journal=journal_path(folder, context.world.rank))
         dtype = teacher_dtype(recipe, config, context.world.device)
         model = load_model(config, dtype=dtype, base_dir=base_dir)
         if config.quantization == "none":
