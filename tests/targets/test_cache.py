@@ -98,6 +98,19 @@ def test_seed_and_names_may_differ(tmp_path: Path) -> None:
     assert cache.identity == identity(teacher_name="smol", seed=3)
 
 
+def test_the_caches_precision_holds_unless_another_one_is_asked_for(tmp_path: Path) -> None:
+    write_manifest(tmp_path, identity(teacher_dtype="bfloat16"))
+    assert TargetCache.open(tmp_path, identity()).identity.teacher_dtype == "bfloat16"
+    with pytest.raises(RecipeError, match=r"teacher\.dtype=float32: the cache was captured with bfloat16"):
+        TargetCache.open(tmp_path, identity(teacher_dtype="float32"))
+
+
+def test_another_template_is_named_where_documents_are_missing(tmp_path: Path) -> None:
+    write_manifest(tmp_path, identity(chat_template="aa"))
+    with pytest.raises(DataError, match=r"template is another one .*digest bb, then aa"):
+        TargetCache.open(tmp_path, identity(chat_template="bb")).require(DOCUMENTS)
+
+
 def test_second_manifest_does_not_replace_the_first(tmp_path: Path) -> None:
     assert write_manifest(tmp_path, identity())
     before = (tmp_path / "manifest.json").read_bytes()
@@ -114,6 +127,9 @@ def test_no_cache_and_other_versions_are_named(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "format_version": 99}))
     with pytest.raises(DataError, match="version 99 is not"):
+        TargetCache.open(tmp_path)
+    path.write_text(json.dumps({**content, "format_version": 1}))
+    with pytest.raises(DataError, match="delete the cache folder and capture again: `stillhouse capture`"):
         TargetCache.open(tmp_path)
     path.write_text(json.dumps({k: v for k, v in content.items() if k != "seed"}))
     with pytest.raises(DataError, match="has no field 'seed'"):

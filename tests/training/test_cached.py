@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from stillhouse.errors import DataError, ModelError, RecipeError
-from stillhouse.recipe import Recipe
+from stillhouse.errors import DataError, ModelError, OutputError, RecipeError
+from stillhouse.preflight.check import preflight
+from stillhouse.recipe import Recipe, TeacherConfig
 from stillhouse.training import cached as cached_module
-from stillhouse.training.cached import CapturePlan, capture_recipe
+from stillhouse.training import evaluating
+from stillhouse.training import run as run_module
+from stillhouse.training.cached import CapturePlan, capture_recipe, plan_capture
 from stillhouse.training.run import train
 
 MakeRecipe = Callable[..., Recipe]
@@ -141,3 +147,146 @@ def test_a_trimmed_vocabulary_cannot_be_captured_before_its_run(
     student = {"type": "pruned", "vocabulary": {"min_count": 1}}
     with pytest.raises(RecipeError, match=r"student\.vocabulary"):
         fill(make_recipe(student=student, teacher=teacher(tiny_model_dir, tmp_path / "targets")))
+
+
+# --- before training, and on another machine -----------------------------------------------------
+
+
+@pytest.fixture
+def tokenizer_dir(tiny_teacher_dir: Path, tmp_path: Path) -> Path:
+    """What a student's machine may have of the teacher."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    for file in tiny_teacher_dir.iterdir():
+        if "token" in file.name or "template" in file.name:
+            shutil.copy(file, folder)
+    return folder
+
+
+def test_the_cache_is_checked_for_all_stages_before_anything_is_measured(
+    make_recipe: MakeRecipe,
+    tiny_teacher_dir: Path,
+    chat_jsonl: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached = teacher(tiny_teacher_dir, tmp_path / "targets")
+    some = {"train": [{"path": str(chat_jsonl), "limit": 12}], "validation_fraction": 0.2, "max_seq_len": 64}
+    fill(make_recipe(teacher=cached, data=some))
+    monkeypatch.setattr(run_module, "Evaluator", None)
+    stages = [{"name": "first", "objective": {"type": "sft"}}, {"name": "second", "objective": {"type": "kd"}}]
+    with pytest.raises(DataError, match="are not in the cache"):
+        train(make_recipe(teacher=cached, stages=stages))
+
+
+def test_the_weights_need_not_be_where_the_student_is(
+    make_recipe: MakeRecipe, tiny_teacher_dir: Path, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "targets"
+    fill(make_recipe(teacher=teacher(tiny_teacher_dir, place)))
+    away = teacher(tokenizer_dir, place)
+    text = io.StringIO()
+    first = train(make_recipe("first", teacher=away), console=Console(file=text, width=200)).result
+    assert first is not None
+    assert "the teacher's weights are not here" in text.getvalue()
+    assert first["headline"]["teacher"] is first["headline"]["gap_closed"] is None
+    assert any("the teacher was not measured" in warning for warning in first["warnings"])
+    assert first["parameters"]["teacher"] > 0
+    # What a run with the weights has measured is known from then on.
+    live = train(make_recipe("live", teacher={"path": str(tiny_teacher_dir)})).result
+    second = train(make_recipe("second", teacher=away)).result
+    assert live is not None
+    assert second is not None
+    assert second["headline"]["student_after"] == first["headline"]["student_after"]
+    assert second["evaluation"]["teacher"] == live["evaluation"]["teacher"]
+    assert not any("the teacher was not measured" in warning for warning in second["warnings"])
+
+
+def test_what_needs_the_weights_says_so(
+    make_recipe: MakeRecipe, tiny_teacher_dir: Path, tokenizer_dir: Path, chat_jsonl: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "targets"
+    some = {"train": [{"path": str(chat_jsonl), "limit": 12}], "validation_fraction": 0.2, "max_seq_len": 64}
+    fill(make_recipe(teacher=teacher(tiny_teacher_dir, place), data=some))
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        fill(make_recipe(teacher=teacher(tokenizer_dir, place)))
+    stage = {"objective": {"type": "kd"}, "mixture": {"type": "ddk"}}
+    with pytest.raises(ModelError, match=r"stages\.0\.mixture\.type=ddk measures the teacher"):
+        train(make_recipe("ddk", teacher=teacher(tokenizer_dir, place), stages=[stage]))
+
+
+def test_a_shared_measurement_needs_no_loaded_teacher(
+    make_recipe: MakeRecipe, tiny_teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = teacher(tiny_teacher_dir, tmp_path / "targets")
+    fill(make_recipe(teacher=cached))
+    first = train(make_recipe("first", teacher=cached)).result
+    real, loaded = evaluating.load_model, []
+
+    def watched(config: Any, **more: Any) -> Any:
+        loaded.append(config)
+        return real(config, **more)
+
+    monkeypatch.setattr(evaluating, "load_model", watched)
+    second = train(make_recipe("second", teacher=cached)).result
+    assert first is not None
+    assert second is not None
+    assert second["headline"]["teacher"] == first["headline"]["teacher"]
+    assert not any(isinstance(config, TeacherConfig) for config in loaded)
+
+
+def test_the_precision_of_the_capture_is_the_caches(
+    make_recipe: MakeRecipe, tiny_teacher_dir: Path, tmp_path: Path
+) -> None:
+    cached = teacher(tiny_teacher_dir, tmp_path / "targets")
+    fill(make_recipe(teacher=cached, optimisation={"precision": "bfloat16"}))
+    manifest = json.loads((tmp_path / "targets" / "manifest.json").read_text())
+    assert manifest["teacher_dtype"] == "bfloat16"
+    assert train(make_recipe(teacher=cached)).result is not None  # the student's is float32
+    with pytest.raises(RecipeError, match=r"teacher\.dtype=float32: the cache was captured with bfloat16"):
+        train(make_recipe("asked", teacher={**cached, "dtype": "float32"}))
+
+
+def test_validate_knows_the_cache(
+    make_recipe: MakeRecipe, tiny_teacher_dir: Path, chat_jsonl: Path, tmp_path: Path
+) -> None:
+    cached = teacher(tiny_teacher_dir, tmp_path / "targets")
+
+    def lacks() -> list[str]:
+        report = preflight(make_recipe(teacher=cached), base_dir=tmp_path)
+        assert report.teacher is None  # neither memory nor time
+        return [warning for warning in report.warnings if "stillhouse capture" in warning]
+
+    assert "no targets are there yet" in lacks()[0]
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    )
+    data = {"train": [{"path": str(chat_jsonl)}], "validation_fraction": 0.2, "max_seq_len": 64}
+    fill(make_recipe(teacher=cached, data={**data, "chat_template": str(template)}))
+    assert "documents have no targets yet. The chat template is another one" in lacks()[0]
+    with pytest.raises(DataError, match="The chat template is another one than at the first capture"):
+        train(make_recipe(teacher=cached))
+    fill(make_recipe(teacher=cached))
+    assert lacks() == []
+    with pytest.raises(RecipeError, match=r"teacher\.cache\.codec"):
+        preflight(
+            make_recipe(teacher=teacher(tiny_teacher_dir, tmp_path / "targets", type="sampled")), base_dir=tmp_path
+        )
+
+
+def test_a_small_disk_is_refused_before_anything_is_started(
+    make_recipe: MakeRecipe, tiny_teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(teacher=teacher(tiny_teacher_dir, tmp_path / "targets"))
+    monkeypatch.setattr(cached_module, "load_model", None)
+    plans: list[CapturePlan] = []
+    usage = shutil.disk_usage(tmp_path)
+    # Room for half of it, as each of two workers would ask for.
+    monkeypatch.setattr(cached_module, "estimate_bytes", lambda *_, **__: 2000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1500))
+    with pytest.raises(OutputError, match="the disk has"):
+        capture_recipe(recipe, base_dir=tmp_path, announce=plans.append)
+    assert plans
+    with pytest.raises(OutputError, match="the disk has"):
+        plan_capture(recipe, tmp_path)

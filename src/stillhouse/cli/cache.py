@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,7 @@ def capture_targets(path: Path, overrides: Sequence[str], *, workers: int | None
             f"about {plan.bytes / 1e6:.1f} MB",
         )
 
+    plain = PlainCapture(console)
     columns = (TextColumn("capture"), BarColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("capture", total=None, speed="")
@@ -41,6 +44,8 @@ def capture_targets(path: Path, overrides: Sequence[str], *, workers: int | None
         def progress(now: CaptureProgress) -> None:
             speed = f"{now.tokens_per_second:.0f} tok/s"
             bar.update(task, completed=now.tokens, total=now.total_tokens, speed=speed)
+            if not console.is_terminal:
+                plain.tell(now)
 
         recipe, base_dir = load_recipe(path, overrides), Path.cwd()
         if on_ray:
@@ -54,6 +59,27 @@ def capture_targets(path: Path, overrides: Sequence[str], *, workers: int | None
         f"captured {done.documents} documents, {done.targets} targets, {done.bytes / 1e6:.1f} MB "
         f"in {done.seconds:.0f} s ({done.tokens_per_second:.0f} tokens/s)",
     )
+
+
+class PlainCapture:
+    """Where there is no terminal: a line when work begins, every fifteen seconds, and at the end."""
+
+    def __init__(self, console: Console, seconds: float = 15.0) -> None:
+        self._console, self._seconds = console, seconds
+        self._last: float | None = None
+
+    def tell(self, now: CaptureProgress) -> None:
+        """Print how far the capture is, if it is time to."""
+        moment = time.monotonic()
+        finished = now.documents >= now.total_documents
+        if self._last is not None and moment - self._last < self._seconds and not finished:
+            return
+        self._last = moment
+        left = "" if now.seconds_left is None else f"  {timedelta(seconds=round(now.seconds_left))} left"
+        _say(
+            self._console,
+            f"[capture] {now.documents} of {now.total_documents} documents  {now.tokens_per_second:.0f} tok/s{left}",
+        )
 
 
 def _say(console: Console, text: str) -> None:

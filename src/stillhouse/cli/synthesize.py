@@ -80,13 +80,15 @@ def outcome_table(report: dict[str, Any]) -> Table:
 
 
 def next_step(recipe: Recipe, path: Path) -> str:
-    """The command that comes next, or how to make a stage read the rows."""
+    """The commands that come next, or how to make a stage read the rows."""
     assert recipe.synthesis is not None
+    cached = recipe.teacher is not None and recipe.teacher.cache is not None
+    commands = f"stillhouse capture {path}, then stillhouse train {path}" if cached else f"stillhouse train {path}"
     rows = Path(recipe.synthesis.dir) / ROWS
     sources = [s.path for stage in recipe.stages if stage.data is not None for s in stage.data.train]
     if any(Path(source) == rows for source in [*sources, *(s.path for s in recipe.data.train)]):
-        return f"next: stillhouse train {path}"
-    return f"next: name the rows in a stage (`data: {{train: [{{path: {rows}}}]}}`), then stillhouse train {path}"
+        return f"next: {commands}"
+    return f"next: name the rows in a stage (`data: {{train: [{{path: {rows}}}]}}`), then {commands}"
 
 
 def _say(console: Console, text: str) -> None:

@@ -51,8 +51,8 @@ def resolve_path(config: ModelConfig, *, base_dir: Path) -> str:
             raise ModelError(f"{field}={path}: no such file ({local}); relative paths start at {base_dir}")
         return str(converted_folder(local, field))
     if local.is_dir():
-        if isinstance(config, TeacherConfig) and config.source == "server":
-            _check_tokenizer(local, field, path)
+        if isinstance(config, TeacherConfig) and _may_lack_weights(config, local):
+            _check_tokenizer(local, field, config)
         else:
             _check_folder(local, field, path)
         return str(local)
@@ -64,11 +64,17 @@ def resolve_path(config: ModelConfig, *, base_dir: Path) -> str:
     )
 
 
-def _check_tokenizer(folder: Path, field: str, path: str) -> None:
-    """Of a served teacher only the tokenizer is here."""
+def _may_lack_weights(config: TeacherConfig, folder: Path) -> bool:
+    """Of a served teacher only the tokenizer is here; of a cached one where it was captured elsewhere."""
+    return config.source == "server" or (config.source == "cache" and not any(folder.glob("*.safetensors")))
+
+
+def _check_tokenizer(folder: Path, field: str, config: TeacherConfig) -> None:
     if not (folder / "tokenizer.json").is_file():
+        kind = "served" if config.source == "server" else "cached"
         raise ModelError(
-            f"{field}={path}: {folder} holds no tokenizer.json; a served teacher needs its tokenizer here (no weights)"
+            f"{field}={config.path}: {folder} holds no tokenizer.json; a {kind} teacher needs its tokenizer here "
+            "(no weights)"
         )
 
 
@@ -97,6 +103,8 @@ def load_model(config: ModelConfig, *, dtype: torch.dtype, base_dir: Path) -> Pr
     from transformers import AutoModelForCausalLM
 
     source, field = resolve_path(config, base_dir=base_dir), recipe_field(config)
+    if Path(source).is_absolute():  # of a cached or served teacher the tokenizer alone may be there
+        _check_folder(Path(source), field, config.path)
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": config.revision}
     # Shapes that do not fit are reported by us, by name.
     arguments |= {"ignore_mismatched_sizes": True, "output_loading_info": True}

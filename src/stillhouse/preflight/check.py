@@ -34,8 +34,9 @@ from stillhouse.recipe import (
     TEDObjective,
 )
 from stillhouse.run_directory import RunDirectory
+from stillhouse.training.cached import cache_lack, weights_are_here
 from stillhouse.training.mixing import check_mixtures, interval_steps_of, num_interval_steps, split_held_out
-from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source
+from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source, teacher_parameters
 from stillhouse.training.precision import resolve_dtype
 from stillhouse.training.served import refuse_trimmed
 from stillhouse.training.tokenizer_relation import relate_tokenizers
@@ -86,8 +87,8 @@ class PreflightReport:
 def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
     """Check files, columns, loss masks, vocabularies, the place for the output, memory, disk and time.
 
-    Reads all data and the models' configurations, no weights. Raises a StillhouseError that names
-    the field or the file for anything that would stop the run.
+    Reads all data and the models' configurations; weights only to recognise the teacher of a cache. Raises a
+    StillhouseError that names the field or the file for anything that would stop the run.
     """
     output = base_dir / recipe.output.dir
     RunDirectory.check(recipe, output, overwrite=True)
@@ -98,15 +99,16 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(recipe.stages[0].optimisation.precision, device)
     student = _student_size(recipe, source, base_dir)
+    lack = None if _trims(recipe) else cache_lack(recipe, tokenizer, dataset, base_dir)
     teacher = None
-    if recipe.teacher is not None and recipe.teacher.source != "server":  # a served one takes nothing here
+    if recipe.teacher is not None and recipe.teacher.source == "live":  # another one takes nothing here
         teacher = _size(recipe.teacher, base_dir)
     check_mixtures(recipe, dataset, base_dir, proxies_trained=False)
     split = split_held_out(
         recipe,
         dataset,
         student.parameters,
-        None if teacher is None else teacher.parameters,
+        teacher_parameters(recipe, base_dir),
         tokenizer=tokenizer,
         base_dir=base_dir,
     )
@@ -139,6 +141,7 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
         memory_available=memory,
         disk_available=disk,
         warnings=[
+            *([] if lack is None else [lack]),
             *split.warnings,
             *_doremi_warnings(recipe, base_dir),
             *_warnings(recipe, dataset, guess, memory, disk, device),
@@ -154,12 +157,19 @@ def _check_vocabularies(recipe: Recipe, source: ModelConfig, base_dir: Path) -> 
     if recipe.teacher.source == "server":
         refuse_trimmed(mapping)
         return
+    if not weights_are_here(recipe.teacher, base_dir):
+        return  # its cache knows only ids that it had
     needed = vocabulary_size(theirs if difference else ours) if mapping is None else int(mapping.max()) + 1
     rows = model_configuration(recipe.teacher, base_dir).get_text_config().vocab_size
     if rows < needed:
         raise ModelError(
             f"teacher.path={recipe.teacher.path}: its head has {rows} rows and the tokenizers need {needed}"
         )
+
+
+def _trims(recipe: Recipe) -> bool:
+    """Whether the documents of the training are not known before the run."""
+    return isinstance(recipe.student, PrunedStudent) and recipe.student.vocabulary is not None
 
 
 def _size(config: ModelConfig, base_dir: Path) -> ModelSize:

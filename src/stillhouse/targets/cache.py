@@ -28,6 +28,7 @@ class TargetCache:
 
     def __init__(self, path: Path, identity: CacheIdentity) -> None:
         self.path, self.identity = path, identity
+        self._wanted = identity
         self._shards: list[Shard] = []
         self._index = DocumentIndex.of([])
         self.refresh()
@@ -37,14 +38,16 @@ class TargetCache:
         """Open an existing cache.
 
         Raises DataError when there is none or a shard is cut off, ModelError for another teacher or
-        tokenizer than ``wanted``, RecipeError for another codec, temperature or seed.
+        tokenizer than ``wanted``, RecipeError for another codec, temperature or precision.
         """
         identity = read_manifest(path)
         if wanted is not None:
             difference = identity.difference(wanted)
             if difference is not None:
                 raise difference
-        return cls(path, identity)
+        cache = cls(path, identity)
+        cache._wanted = wanted or identity
+        return cache
 
     @classmethod
     def open_or_create(cls, path: Path, identity: CacheIdentity) -> TargetCache:
@@ -113,11 +116,9 @@ class TargetCache:
             )
         missing = self.missing(documents)
         if len(missing):
-            hint = (
-                "None of them is there: was the chat template, max_seq_len or the data changed since? "
-                if len(missing) == len(np.unique(uid_keys(documents.uids)))
-                else ""
-            )
+            hint = self.identity.other_template(self._wanted)
+            if not hint and len(missing) == len(np.unique(uid_keys(documents.uids))):
+                hint = "None of them is there: was the chat template, max_seq_len or the data changed since? "
             raise DataError(
                 f"teacher.cache={self.path}: {len(missing)} of {len(documents)} documents are not in the cache. "
                 f"{hint}Run `stillhouse capture` with this recipe; it adds only what is missing"

@@ -12,7 +12,7 @@ from stillhouse.targets.codec import Codec, codec_from
 from stillhouse.targets.files import json_bytes, read_json_object, write_file
 
 FORMAT = "stillhouse-targets"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 LIBRARIES = ("stillhouse", "torch", "transformers", "numpy")
 
@@ -23,10 +23,11 @@ _REBUILD = "delete the cache folder and capture again"
 class CacheIdentity:
     """Everything that decides what a record means; two captures may share a cache if all of it is equal.
 
-    ``teacher``: fingerprint of the weights. ``teacher_name``, ``teacher_parameters`` and ``chat_template``
-    are for people and not compared (documents are keyed by their ids, so another template asks for
-    other documents). Nor is ``seed``: whoever adds to a cache draws with the cache's own, so students of many seeds
-    share one cache.
+    ``teacher``: fingerprint of the weights as they are stored, whatever they were computed in.
+    ``teacher_dtype``: what that was; whoever does not ask for a precision (empty) takes the cache's.
+    ``teacher_name``, ``teacher_parameters`` and ``chat_template`` (a digest) are for people and not compared
+    (documents are keyed by their ids, so another template asks for other documents). Nor is ``seed``: whoever
+    adds to a cache draws with the cache's own, so students of many seeds share one cache.
     """
 
     teacher: str
@@ -38,6 +39,7 @@ class CacheIdentity:
     teacher_name: str = ""
     teacher_parameters: int = 0
     chat_template: str = ""
+    teacher_dtype: str = ""
 
     def __post_init__(self) -> None:
         assert self.vocab_size > 0
@@ -69,13 +71,24 @@ class CacheIdentity:
             f"teacher.cache.codec.{name}": (ours.get(name), theirs.get(name)) for name in {**ours, **theirs}
         }
         pairs["teacher.cache.temperature"] = (self.temperature, wanted.temperature)
+        if self.teacher_dtype and wanted.teacher_dtype:
+            pairs["teacher.dtype"] = (self.teacher_dtype, wanted.teacher_dtype)
         for field, (mine, other) in pairs.items():
             if mine != other:
                 return RecipeError(
                     f"{field}={other}: the cache was captured with {mine}; set it to that, or capture into a new "
-                    "cache folder (neither codec nor temperature can be changed afterwards)"
+                    "cache folder (neither codec, temperature nor precision can be changed afterwards)"
                 )
         return None
+
+    def other_template(self, wanted: CacheIdentity) -> str:
+        """Say for people that the first capture used another chat template; empty where it did not."""
+        if not self.chat_template or not wanted.chat_template or self.chat_template == wanted.chat_template:
+            return ""
+        return (
+            f"The chat template is another one than at the first capture (digest {wanted.chat_template}, then "
+            f"{self.chat_template}), and it decides the documents' tokens: check data.chat_template and the tokenizer's. "
+        )
 
 
 def write_manifest(folder: Path, identity: CacheIdentity) -> bool:
@@ -95,6 +108,11 @@ def read_manifest(folder: Path) -> CacheIdentity:
     if not path.is_file():
         raise DataError(f"teacher.cache={folder}: no cache is here (no {FILE_NAME}); run `stillhouse capture` first")
     content = read_json_object(path, _REBUILD)
+    if content.get("format") == FORMAT and content.get("format_version") == 1:
+        raise DataError(
+            f"{path}: format version 1 names the teacher by its weights in the precision of the machine that captured, "
+            f"which another machine cannot compare; {_REBUILD}: `stillhouse capture` with the same recipe"
+        )
     if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"{path}: format {content.get('format')!r} version {content.get('format_version')!r} is not "

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from stillhouse.recipe import Recipe, StageConfig
 from stillhouse.run_directory import RunDirectory
+from stillhouse.targets.cache import TargetCache
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.distributed import World
 from stillhouse.training.models import Student
@@ -25,6 +26,8 @@ class StageContext:
     student: Student
     world: World
     console: Console | None
+    targets: TargetCache | None = None
+    """The teacher's, checked against the documents of all stages; None where no stage reads them."""
 
     def checkpoints(self, stage: str) -> Checkpoints:
         folder = self.directory / "checkpoints" / stage

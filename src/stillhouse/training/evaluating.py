@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stillhouse.data.chat import ChatFormat
 from stillhouse.data.dataset import Dataset
@@ -27,13 +27,14 @@ from stillhouse.recipe import DataConfig, ModelConfig, Recipe, ServerConfig, Tea
 from stillhouse.run_directory import RunDirectory, read_json, write_json_atomic
 from stillhouse.teachers.aligned_documents import require_chat_template
 from stillhouse.teachers.live import LiveTeacher
-from stillhouse.training.cached import teacher_dtype
+from stillhouse.training.cached import known_dtype, known_fingerprint, teacher_dtype, weights_are_here
 from stillhouse.training.distributed import World
 from stillhouse.training.models import Student
 from stillhouse.training.precision import resolve_dtype
 from stillhouse.training.served import answers_digest, open_server, refuse_trimmed
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerFast
 
 _HEAD_CHUNK = 512
@@ -56,6 +57,9 @@ class Measured:
         return cls(Evaluation.from_json(data["evaluation"]), [Sample(**s) for s in data["samples"]])
 
 
+_M = TypeVar("_M", bound=Measured | None)
+
+
 class Evaluator:
     """Measures the models of one run; what was measured once is kept in ``evaluation/``.
 
@@ -72,11 +76,12 @@ class Evaluator:
         self._chat = chat_format_for(dataset.test.rows, student.tokenizer, recipe.data, base_dir)
         self._test = dataset.test
         self._held_out = self._scored(dataset.test, student.tokenizer, self._chat, recipe.data)
+        self._unmeasured: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the held-out rows is not scored, and why."""
-        return self._held_out.notes
+        """What is not measured, and why."""
+        return (*self._unmeasured, *self._held_out.notes)
 
     def _scored(
         self, test: Prepared, tokenizer: PreTrainedTokenizerFast, chat: ChatFormat | None, data: DataConfig
@@ -87,8 +92,11 @@ class Evaluator:
         request = MetricRequest(config.metrics, config.generation.rows, config.multiple_choice_rows, _ROWS_SEED)
         return with_scores(held_out, test, tokenizer, request, data, self._base)
 
-    def teacher(self) -> Measured:
-        """Measure the teacher through its own protocol, in its own precision."""
+    def teacher(self) -> Measured | None:
+        """Measure the teacher through its own protocol, in its own precision.
+
+        None, with a note, for that of a cache whose weights are not here and that was never measured.
+        """
         config = self._recipe.teacher
         assert config is not None
         if config.source == "server":
@@ -106,24 +114,30 @@ class Evaluator:
         saved = ModelConfig(path=str((self._directory / "model").absolute()), attention=self._student.config.attention)
         return self._once("student_after", lambda: self._measure_student(saved, shared=False))
 
-    def _once(self, name: str, measure: Callable[[], Measured]) -> Measured:
+    def _once(self, name: str, measure: Callable[[], _M]) -> Measured | _M:
         saved = self._directory.saved_evaluation(name)
         self._world.barrier()
         if saved is not None:
             return Measured.from_json(saved)
         measured = measure()
-        if self._world.is_main:
+        if self._world.is_main and measured is not None:
             write_json_atomic(self._directory / "evaluation" / f"{name}.json", measured.to_json())
         self._world.barrier()
         return measured
 
-    def _measure_teacher(self, config: TeacherConfig) -> Measured:
-        dtype = teacher_dtype(self._recipe, config, self._world.device)
-        model = load_model(config, dtype=dtype, base_dir=self._base)
-        tokenizer = load_tokenizer(config, base_dir=self._base)
-        key = self._key(model_fingerprint(model), str(self._student.vocab_size))
+    def _measure_teacher(self, config: TeacherConfig) -> Measured | None:
+        fingerprint = known_fingerprint(self._recipe, config, self._base)
+        dtype = known_dtype(self._recipe, config, self._base, self._world.device)
+        if fingerprint is None:
+            return self._without_teacher(config)
+        key = self._key(fingerprint, str(self._student.vocab_size), dtype=dtype)
+        if not weights_are_here(config, self._base):
+            path = evaluation_cache() / f"{key}.json"
+            return Measured.from_json(read_json(path)) if path.exists() else self._without_teacher(config)
 
         def measure() -> Measured:
+            model = load_model(config, dtype=dtype, base_dir=self._base)
+            tokenizer = load_tokenizer(config, base_dir=self._base)
             if config.quantization == "none":
                 place_model(model, config.placement, self._world.device)
             teacher = LiveTeacher(
@@ -139,6 +153,12 @@ class Evaluator:
             )
 
         return self._shared(key, measure)
+
+    def _without_teacher(self, config: TeacherConfig) -> None:
+        self._unmeasured = (
+            f"the teacher was not measured on the held-out rows: teacher.path={config.path} holds no weights here, and "
+            "no run has left a measurement of it on this machine; the share of the gap that training closed is unknown",
+        )
 
     def _measure_other_teacher(self, config: TeacherConfig) -> Measured:
         """Measure a teacher with another tokenizer on its own tokens of the same rows."""
@@ -212,10 +232,19 @@ class Evaluator:
             vocab_size=self._student.vocab_size,
         )
 
-    def _key(self, fingerprint: str, *more: str, held_out: HeldOut | None = None) -> str:
-        """Everything that a measurement depends on, as one name; ``held_out`` None: the student's."""
+    def _key(
+        self, fingerprint: str, *more: str, held_out: HeldOut | None = None, dtype: torch.dtype | None = None
+    ) -> str:
+        """Everything that a measurement depends on, as one name; ``held_out`` and ``dtype`` None: the student's."""
         digest = hashlib.blake2b(digest_size=16)
-        parts = [version("stillhouse"), version("torch"), version("transformers"), fingerprint, str(self._dtype), *more]
+        parts = [
+            version("stillhouse"),
+            version("torch"),
+            version("transformers"),
+            fingerprint,
+            str(dtype or self._dtype),
+        ]
+        parts += more
         parts.append(self._recipe.evaluation.generation.model_dump_json())
         for part in parts:
             digest.update(f"{len(part)}:{part}".encode())

@@ -19,13 +19,17 @@ from stillhouse.models.shrink.build import build_student
 from stillhouse.models.tokenizers import tokenizer_hash, vocabulary_size
 from stillhouse.recipe import ModelConfig, PretrainedStudent, Recipe
 from stillhouse.run_directory import RunDirectory, read_json, write_json_atomic
+from stillhouse.targets.manifest import read_manifest
 from stillhouse.training.distributed import World
 from stillhouse.training.precision import resolve_dtype
+from stillhouse.training.served import is_begun
 from stillhouse.training.tokenizer_relation import relate_tokenizers
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+    Check = Callable[[PreTrainedTokenizerFast, Dataset], None]
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,27 @@ class Student:
 
 
 def prepare_student(
-    recipe: Recipe, base_dir: Path, directory: RunDirectory, world: World, say: Callable[[str], None]
+    recipe: Recipe,
+    base_dir: Path,
+    directory: RunDirectory,
+    world: World,
+    say: Callable[[str], None],
+    check: Check | None = None,
 ) -> tuple[Student, Dataset]:
     """Load the data and make the student (pruned ones are kept in ``initial/``).
 
-    Every process calls this; rank 0 prunes and writes. ``say`` tells a person what takes time.
+    Every process calls this; rank 0 prunes and writes. ``say`` tells a person what takes time. ``check`` is
+    handed tokenizer and data as soon as they are those of the training, before a student is pruned that
+    leaves the vocabulary whole.
     """
     say("loading tokenizer and data")
     source = student_source(recipe)
     tokenizer = load_tokenizer(source, base_dir=base_dir)
     dataset = load_data(recipe, tokenizer, base_dir)
     config, notes = source, {}
+    trimmed = not isinstance(recipe.student, PretrainedStudent) and recipe.student.vocabulary is not None
+    if check is not None and not trimmed:
+        check(tokenizer, dataset)
     if not isinstance(recipe.student, PretrainedStudent):
         initial = directory / "initial"
         if world.is_main and not (initial / "config.json").exists():
@@ -83,6 +97,8 @@ def prepare_student(
         if recipe.student.vocabulary is not None:
             tokenizer = load_tokenizer(config, base_dir=base_dir)
             dataset = load_data(recipe, tokenizer, base_dir)
+            if check is not None:
+                check(tokenizer, dataset)
     vocab_size, mapping, difference = vocabulary_size(tokenizer), None, None
     if recipe.teacher is not None:
         mapping, difference = relate_tokenizers(recipe, tokenizer, load_tokenizer(recipe.teacher, base_dir=base_dir))
@@ -118,12 +134,16 @@ def parameters_of(config: ModelConfig, base_dir: Path) -> int:
 
 
 def teacher_parameters(recipe: Recipe, base_dir: Path) -> int | None:
-    """Parameters of the teacher; None without one, and for a served one of which only the tokenizer is here."""
+    """Parameters of the teacher; None without one, and where only its tokenizer is here and no cache knows more."""
     config = recipe.teacher
     if config is None:
         return None
+    if config.source == "cache" and config.cache is not None and is_begun(base_dir / config.cache.dir):
+        held = read_manifest(base_dir / config.cache.dir).teacher_parameters
+        if held:
+            return held
     folder = Path(resolve_path(config, base_dir=base_dir))
-    if config.source == "server" and folder.is_dir() and not (folder / "config.json").exists():
+    if config.source != "live" and folder.is_dir() and not (folder / "config.json").exists():
         return None
     return parameters_of(config, base_dir)
 

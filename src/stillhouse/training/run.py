@@ -7,9 +7,10 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -21,6 +22,8 @@ from stillhouse.evaluation.diagnosis import diagnose, gap_closed
 from stillhouse.evaluation.suite import side_by_side
 from stillhouse.recipe import DistillationObjective, Recipe, SequenceKDObjective, StageConfig
 from stillhouse.run_directory import RunDirectory, write_json_atomic
+from stillhouse.targets.cache import TargetCache
+from stillhouse.training.cached import believed_note, check_cache
 from stillhouse.training.context import StageContext
 from stillhouse.training.distributed import World, world
 from stillhouse.training.doremi import write_weights
@@ -30,6 +33,9 @@ from stillhouse.training.mixing import HeldOutSplit, check_mixtures, split_held_
 from stillhouse.training.models import Student, prepare_student
 from stillhouse.training.stage import build_stage, label_with_teacher
 from stillhouse.training.stages import FinishedStage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,13 @@ def train(
 class _Run:
     def __init__(self, recipe: Recipe, base_dir: Path, world: World, console: Console | None) -> None:
         self._recipe, self._base, self._world, self._console = recipe, base_dir, world, console
+        self._targets: TargetCache | None = None
 
     def run(self, *, overwrite: bool) -> RunOutcome:
         directory = self._open_directory(overwrite)
-        student, dataset = prepare_student(self._recipe, self._base, directory, self._world, self._say)
+        student, dataset = prepare_student(
+            self._recipe, self._base, directory, self._world, self._say, partial(self._check_targets, directory)
+        )
         check_mixtures(self._recipe, dataset, self._base, proxies_trained=True)
         split = split_held_out(
             self._recipe,
@@ -112,14 +121,22 @@ class _Run:
         self._world.barrier()
         return RunDirectory(path)
 
+    def _check_targets(self, directory: RunDirectory, tokenizer: PreTrainedTokenizerFast, dataset: Dataset) -> None:
+        """Open the cache that the stages still to be trained read, before anything else takes time."""
+        waiting = [s for s in self._recipe.stages if FinishedStage.read(record_of(directory, s.name)) is None]
+        self._targets = check_cache(self._recipe, tokenizer, dataset, self._base, waiting)
+        note = believed_note(self._recipe, self._base)
+        if note is not None:
+            self._say(note)
+
     def _train_stages(
         self, directory: RunDirectory, student: Student, split: HeldOutSplit
     ) -> tuple[list[FinishedStage], LoopState]:
         """Train what is not finished, in order; the state is the last stage's, perhaps an interrupted one's."""
-        context = StageContext(self._recipe, self._base, directory, student, self._world, self._console)
+        context = StageContext(self._recipe, self._base, directory, student, self._world, self._console, self._targets)
         finished: list[FinishedStage] = []
         for stage in self._recipe.stages:
-            path = directory / "checkpoints" / f"{stage.name}.json"
+            path = record_of(directory, stage.name)
             record = FinishedStage.read(path)
             self._world.barrier()  # nobody writes before all have read
             if record is None:
@@ -246,6 +263,11 @@ class _Run:
         self._say(
             f"before training: student {before.evaluation.likelihood.nll:.3f}{beside} nats/token (macro over domains)"
         )
+
+
+def record_of(directory: RunDirectory, stage: str) -> Path:
+    """Where a finished stage's record is."""
+    return directory / "checkpoints" / f"{stage}.json"
 
 
 def _skipped(finished: Sequence[FinishedStage]) -> list[str]:

@@ -47,7 +47,7 @@ from stillhouse.teachers.live import LiveTeacher
 from stillhouse.teachers.protocol import Teacher
 from stillhouse.teachers.server_generation import ServedGenerator
 from stillhouse.training.answers import refuse_plain_text
-from stillhouse.training.cached import cached_teacher, teacher_dtype, uses_cache
+from stillhouse.training.cached import teacher_dtype, uses_cache
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.context import StageContext
 from stillhouse.training.cross_tokenizer import aligned_teacher
@@ -249,7 +249,8 @@ def _teacher(
     config = recipe.teacher
     assert config is not None, "the recipe's validation asks for one"
     if uses_cache(recipe):
-        return cached_teacher(recipe, dataset.train.documents, student.vocab_size, base_dir)
+        assert context.targets is not None, "the run opens the cache before its stages"
+        return CachedTeacher(context.targets, dataset.train.documents)
     teacher = live_teacher(recipe, base_dir, student, context.world)
     if alignment is None:
         return teacher
