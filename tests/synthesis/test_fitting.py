@@ -78,13 +78,13 @@ def test_the_longest_example_goes_and_the_rest_of_the_draw_stays(uneven: list[Ro
 def test_a_candidate_that_cannot_be_shortened_is_left_out(uneven: list[Row], tmp_path: Path) -> None:
     """One example in the prompt: where it is the long seed, nothing can go."""
     models = SynthesisModels(writer(40), labeller(999))
-    outcome = synthesize(config(human_examples=1, count=20), uneven, models, directory=tmp_path / "x", seed=0)
+    outcome = synthesize(config(human_examples=1, count=20), uneven, models, directory=tmp_path / "x", seed=1)
     candidates = journal_of(outcome.directory)
     long = [c for c in candidates if c["seeds"] == ["human-7"]]
     assert outcome.report["rejected"]["prompt_too_long"] == len(long) > 0
     assert all(c["rejection"] == {"reason": "prompt_too_long", "detail": "the writer's"} for c in long)
     idle = SynthesisModels(writer(40), labeller(999))
-    again = synthesize(config(human_examples=1, count=20), uneven, idle, directory=tmp_path / "x", seed=0)
+    again = synthesize(config(human_examples=1, count=20), uneven, idle, directory=tmp_path / "x", seed=1)
     assert (again.report["rejected"], again.rows) == (outcome.report["rejected"], 20)
 
 

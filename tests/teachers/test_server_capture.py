@@ -367,7 +367,7 @@ WRONG: dict[str, tuple[fake_server.Fault, type[StillhouseError], str]] = {
         ServerError,
         "gives no prompt_logprobs",
     ),
-    "no choices": (lambda good: {"hello": 1}, ServerError, "gives no prompt_logprobs"),
+    "no choices": (lambda good: {"hello": 1}, ServerError, "answers without choices"),
     "logits": (edit(raw_logits), ServerError, "--logprobs-mode raw_logprobs"),
     "words for numbers": (
         edit(lambda listed: [None, *({"1": {"logprob": "low"}} for _ in listed[1:])]),
@@ -392,7 +392,8 @@ def test_what_is_no_answer_for_our_tokens_is_refused_and_nothing_kept(
     with pytest.raises(kind, match=said):
         fill(server, documents, tmp_path)
     assert TargetCache.open(tmp_path).num_documents == 0
-    assert len(server.requests) <= CHECKED_DOCUMENTS
+    # An answer without choices may be a gateway's trouble, so that one is asked for again.
+    assert len(server.requests) <= CHECKED_DOCUMENTS * (3 if name == "no choices" else 1)
 
 
 def test_another_model_under_the_same_name_is_noticed(

@@ -99,7 +99,7 @@ def _digest(files: list[Path], named: str) -> str:
         for name, i in places:
             tensor: torch.Tensor = opened[i].get_tensor(name)
             digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     except safetensors.SafetensorError as error:
         raise ModelError(
             f"{named}: its weights cannot be read: {error}; the folder or download is incomplete"

@@ -116,7 +116,8 @@ def cache_identity(
     its word; whoever adds to it must not, and fetches the weights.
     """
     config, cache = _configs(recipe)
-    codec, dtype = codec_from(cache.codec.model_dump()), "" if config.dtype == "auto" else config.dtype
+    codec = codec_from(cache.codec.model_dump())
+    dtype: str = "" if config.dtype == "auto" else config.dtype
     if config.source == "server":
         teacher, codec, dtype = held_teacher(config, base_dir / cache.dir), served_codec(codec), ""
     else:

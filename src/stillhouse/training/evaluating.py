@@ -129,11 +129,15 @@ class Evaluator:
         fingerprint = known_fingerprint(self._recipe, config, self._base)
         dtype = known_dtype(self._recipe, config, self._base, self._world.device)
         if fingerprint is None:
-            return self._without_teacher(config)
+            self._go_without_teacher(config)
+            return None
         key = self._key(fingerprint, str(self._student.vocab_size), dtype=dtype)
         if not weights_are_here(config, self._base):
             path = evaluation_cache() / f"{key}.json"
-            return Measured.from_json(read_json(path)) if path.exists() else self._without_teacher(config)
+            if path.exists():
+                return Measured.from_json(read_json(path))
+            self._go_without_teacher(config)
+            return None
 
         def measure() -> Measured:
             model = load_model(config, dtype=dtype, base_dir=self._base)
@@ -154,7 +158,7 @@ class Evaluator:
 
         return self._shared(key, measure)
 
-    def _without_teacher(self, config: TeacherConfig) -> None:
+    def _go_without_teacher(self, config: TeacherConfig) -> None:
         self._unmeasured = (
             f"the teacher was not measured on the held-out rows: teacher.path={config.path} holds no weights here, and "
             "no run has left a measurement of it on this machine; the share of the gap that training closed is unknown",
