@@ -84,8 +84,12 @@ def prepare_student(
     dataset = load_data(recipe, tokenizer, base_dir)
     config, notes = source, {}
     trimmed = not isinstance(recipe.student, PretrainedStudent) and recipe.student.vocabulary is not None
-    if check is not None and not trimmed:
-        check(tokenizer, dataset)
+    if not trimmed:
+        _relate(
+            recipe, tokenizer, base_dir
+        )  # another tokenizer is the better reason to stop than a cache that lacks it
+        if check is not None:
+            check(tokenizer, dataset)
     if not isinstance(recipe.student, PretrainedStudent):
         initial = directory / "initial"
         if world.is_main and not (initial / "config.json").exists():
@@ -99,9 +103,8 @@ def prepare_student(
             dataset = load_data(recipe, tokenizer, base_dir)
             if check is not None:
                 check(tokenizer, dataset)
-    vocab_size, mapping, difference = vocabulary_size(tokenizer), None, None
-    if recipe.teacher is not None:
-        mapping, difference = relate_tokenizers(recipe, tokenizer, load_tokenizer(recipe.teacher, base_dir=base_dir))
+    vocab_size = vocabulary_size(tokenizer)
+    mapping, difference = _relate(recipe, tokenizer, base_dir)
     student = Student(
         recipe=recipe,
         config=config,
@@ -115,6 +118,15 @@ def prepare_student(
         notes=notes,
     )
     return student, dataset
+
+
+def _relate(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, base_dir: Path
+) -> tuple[torch.Tensor | None, str | None]:
+    """The student's ids in the teacher's vocabulary, or where the two first differ; neither without a teacher."""
+    if recipe.teacher is None:
+        return None, None
+    return relate_tokenizers(recipe, tokenizer, load_tokenizer(recipe.teacher, base_dir=base_dir))
 
 
 def student_source(recipe: Recipe) -> ModelConfig:
