@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, ModelError
 from stillhouse.evaluation.anything import EvaluateRequest, EvaluateResult, evaluate_anything
 
 
@@ -103,6 +103,25 @@ def test_questions_alone_have_no_nll(tiny_model_dir: Path, good_data: str) -> No
     Path(good_data).write_text(json.dumps({"messages": turns("?", None)}) + "\n")
     with pytest.raises(DataError, match="so nothing is measured"):
         measure(tiny_model_dir, good_data)
+
+
+def test_a_teacher_is_compared_on_the_answers(
+    tiny_model_dir: Path, tiny_teacher_dir: Path, other_model_dir: Path, good_data: str
+) -> None:
+    own = measure(tiny_model_dir, good_data, metrics=(), teacher=str(tiny_model_dir)).agreement
+    assert own is not None
+    assert own.forward_kl == pytest.approx(0, abs=1e-5)
+    assert own.top1 == 1
+    numbers = measure(tiny_model_dir, good_data, metrics=(), teacher=str(tiny_teacher_dir)).to_json()
+    assert numbers["agreement"]["forward_kl"] > 0.001
+    assert 0 <= numbers["agreement"]["top1"] <= 1
+    content = numbers["domains"]["rows"]["content_tokens"]
+    assert numbers["agreement"]["domains"]["rows"]["content_tokens"] == content
+    with pytest.raises(ModelError, match="first"):
+        measure(tiny_model_dir, good_data, metrics=(), teacher=str(other_model_dir))
+    Path(good_data).write_text(json.dumps(RECORDS[5]) + "\n")
+    with pytest.raises(DataError, match="no row has an answer on which model and teacher"):
+        measure(tiny_model_dir, good_data, teacher=str(tiny_teacher_dir))
 
 
 def test_names_choose(tiny_model_dir: Path, good_data: str) -> None:

@@ -32,6 +32,7 @@ class EvaluateOptions:
     output: Path | None = None
     samples_out: Path | None = None
     compare_with: Path | None = None
+    teacher: str | None = None
 
 
 def evaluate_model_on(model: str, data: str, options: EvaluateOptions) -> None:
@@ -52,6 +53,7 @@ def evaluate_model_on(model: str, data: str, options: EvaluateOptions) -> None:
         max_new_tokens=options.max_new_tokens,
         max_seq_len=options.max_seq_len,
         execute_code=options.execute_code,
+        teacher=options.teacher,
     )
     dtype = resolve_dtype(options.precision, device)
     result = evaluate_anything(request, dtype=dtype, device=device, base_dir=Path.cwd())
@@ -96,6 +98,8 @@ def _print(result: EvaluateResult, title: str, console: Console) -> None:
     likelihood = result.to_json()
     if likelihood["domains"]:
         console.print(_likelihood_table(likelihood, title))
+    if likelihood["agreement"] is not None:
+        console.print(_agreement_table(likelihood["agreement"], title))
     if likelihood["scores"]:
         console.print(_score_table(likelihood["scores"], title))
         console.print(
@@ -116,6 +120,17 @@ def _likelihood_table(evaluation: dict[str, Any], title: str) -> Table:
         table.add_row(name, *map(_number, numbers), str(d["content_tokens"]), str(d["documents"]))
     table.add_section()
     table.add_row("macro average", _number(evaluation["nll"]), _number(evaluation["perplexity"]))
+    return table
+
+
+def _agreement_table(agreement: dict[str, Any], title: str) -> Table:
+    table = Table(title=f"teacher beside {title}", caption="KL(teacher || model) in nats a token; same first token")
+    for name in ("domain", "KL", "same first", "tokens"):
+        table.add_column(name, justify="left" if name == "domain" else "right", no_wrap=name == "domain")
+    for name, d in agreement["domains"].items():
+        table.add_row(name, _number(d["forward_kl"]), f"{d['top1']:.0%}", str(d["content_tokens"]))
+    table.add_section()
+    table.add_row("macro average", _number(agreement["forward_kl"]), f"{agreement['top1']:.0%}")
     return table
 
 

@@ -171,6 +171,9 @@ def evaluate(
     metrics: Annotated[str, typer.Option(help="auto, or names separated by commas.")] = "auto",
     samples_out: Annotated[Path | None, typer.Option(help="Write every row's prompt, answer and scores.")] = None,
     compare_with: Annotated[Path | None, typer.Option(help="Compare with another model's --samples-out file.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Also compare with this model's distributions: KL and agreement.")
+    ] = None,
     limit_per_domain: Annotated[int | None, typer.Option(min=1, help="Use so many rows of each domain.")] = None,
     generate: Annotated[int, typer.Option(min=0, help="Rows to generate for each score of generated text.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generation.")] = 128,
@@ -192,6 +195,7 @@ def evaluate(
         output,
         samples_out,
         compare_with,
+        teacher,
     )
     evaluate_model_on(model, data, options)
 

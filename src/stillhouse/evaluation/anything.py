@@ -15,19 +15,23 @@ from stillhouse.data.prepare import Prepared, prepare
 from stillhouse.data.rows import Row
 from stillhouse.data.sources import draw, load_rows
 from stillhouse.errors import DataError
+from stillhouse.evaluation.agreement import AgreementReport, evaluate_agreement
 from stillhouse.evaluation.assess import Assessment, EvaluationSettings, assess
 from stillhouse.evaluation.held_out import HeldOut, build_held_out
 from stillhouse.evaluation.metrics.sandbox import Sandbox
 from stillhouse.evaluation.metrics.table import has_gold
 from stillhouse.evaluation.plan import MetricRequest, Metrics
 from stillhouse.evaluation.scored_rows import with_scores
+from stillhouse.models.head import split_model
 from stillhouse.models.load import load_model, load_tokenizer
 from stillhouse.models.placement import place_model
 from stillhouse.models.tokenizers import tokenizer_hash, vocabulary_size
+from stillhouse.models.vocabulary_map import teacher_ids
 from stillhouse.recipe import DataConfig, GenerationConfig, ModelConfig, SourceConfig
+from stillhouse.teachers.live import LiveTeacher
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from stillhouse.rollout.generate import Progress
 
@@ -52,14 +56,17 @@ class EvaluateRequest:
     max_new_tokens: int = 128
     max_seq_len: int = 1024
     execute_code: bool = False
+    teacher: str | None = None
+    """A model of the same tokenizer, perhaps before its vocabulary was trimmed, to compare distributions with."""
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """The numbers, and ``notes`` on what is not scored and why."""
+    """The numbers, and ``notes`` on what is not scored and why; ``agreement`` where a teacher was named."""
 
     assessment: Assessment
     notes: tuple[str, ...]
+    agreement: AgreementReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the file that ``--output`` writes: an EVAL object (NLL null where no row has an answer) and notes."""
@@ -70,6 +77,7 @@ class EvaluateResult:
             **(empty if likelihood is None else asdict(likelihood)),
             "exact_match": None if exact_match is None else asdict(exact_match),
             "scores": scores,
+            "agreement": None if self.agreement is None else asdict(self.agreement),
             "notes": list(self.notes),
         }
 
@@ -106,7 +114,40 @@ def evaluate_anything(
         vocab_size=vocabulary_size(tokenizer),
     )
     assessment = assess(loaded, tokenizer, chat, held_out, settings, seed=_SEED, progress=progress)
-    return EvaluateResult(assessment, held_out.notes)
+    agreement = None
+    if request.teacher is not None:
+        agreement = _agreement(loaded, tokenizer, request.teacher, held_out, settings, dtype, base_dir)
+    return EvaluateResult(assessment, held_out.notes, agreement)
+
+
+def _agreement(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    path: str,
+    held_out: HeldOut,
+    settings: EvaluationSettings,
+    dtype: torch.dtype,
+    base_dir: Path,
+) -> AgreementReport:
+    """Compare the model's distributions with a teacher's on the answers of the rows.
+
+    Raises ModelError where the two do not share a tokenizer, DataError where no row has an answer.
+    """
+    config = ModelConfig(path=path)
+    mapping = teacher_ids(tokenizer, load_tokenizer(config, base_dir=base_dir))
+    if not len(held_out.documents):
+        raise DataError(f"--teacher {path}: no row has an answer on which model and teacher can be compared")
+    model = place_model(load_model(config, dtype=dtype, base_dir=base_dir), "whole", torch.device(settings.device))
+    assert settings.vocab_size is not None
+    return evaluate_agreement(
+        split_model(student),
+        LiveTeacher(model, vocabulary_map=mapping, vocab_size=settings.vocab_size),
+        held_out.documents,
+        end_of_turn_ids=held_out.end_of_turn_ids,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        head_chunk=settings.head_chunk,
+        device=settings.device,
+    )
 
 
 def _held_out(
