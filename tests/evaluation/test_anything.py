@@ -117,7 +117,7 @@ def test_a_teacher_is_compared_on_the_answers(
     assert 0 <= numbers["agreement"]["top1"] <= 1
     content = numbers["domains"]["rows"]["content_tokens"]
     assert numbers["agreement"]["domains"]["rows"]["content_tokens"] == content
-    with pytest.raises(ModelError, match="first"):
+    with pytest.raises(ModelError, match="different vocabularies"):
         measure(tiny_model_dir, good_data, metrics=(), teacher=str(other_model_dir))
     Path(good_data).write_text(json.dumps(RECORDS[5]) + "\n")
     with pytest.raises(DataError, match="no row has an answer on which model and teacher"):
