@@ -309,7 +309,12 @@ def run_arms(options: argparse.Namespace, folders: Folders, reports: Mapping[int
         num_human=options.human,
         ratios=options.ratios,
     )
-    fields = {"seeds": options.seeds, "axes": study["axes"], "overrides": {"data.train": [{"path": human}]}}
+    fields = {
+        "seeds": options.seeds,
+        "axes": study["axes"],
+        "roles": study["roles"],
+        "overrides": {"data.train": [{"path": human}]},
+    }
     return run_study(folders.all, "arms", base, fields, jobs=options.jobs)
 
 

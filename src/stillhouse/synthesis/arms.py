@@ -126,7 +126,9 @@ def arms_study(
         skipped = [label for label in labels if label not in ACROSS_SIZES]
         exclude = [{"human": str(size), "arm": label} for size in sorted(sizes) for label in skipped]
     axes["arm"] = labels
+    roles = {"method": "arm"} | ({"size": "human"} if sizes else {})
     study = {"name": "Low-resource arms", "base": base, "output": output, "seeds": list(seeds), "axes": axes}
+    study |= {"roles": roles, "baseline": "human_sft"}
     return study | ({"exclude": exclude} if exclude else {})
 
 
