@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -163,3 +164,18 @@ def test_every_shipped_task_reads_its_real_file(shared_data: Path) -> None:
             assert not any(document["question"].endswith(choice) for choice in document["choices"]), name
             assert "Answer with" not in document["question"], name
             assert 0 <= document["target"] < len(document["choices"]), name
+
+
+@pytest.mark.slow
+def test_the_harness_s_own_command_gives_the_same_numbers(tiny_model_dir: Path, data_dir: Path) -> None:
+    ours = run(tiny_model_dir, HarnessRequest(("local_arc_easy",), data_dir=data_dir))["results"]["local_arc_easy"]
+    output = data_dir / "out"
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", "local_arc_easy", "--device", "cpu"]
+    command += ["--model_args", f"pretrained={tiny_model_dir},dtype=float32", "--include_path", str(LOCAL_TASKS)]
+    command += ["--metadata", json.dumps({"data_dir": str(data_dir)}), "--output_path", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (written,) = output.rglob("results_*.json")
+    theirs = json.loads(written.read_text())["results"]["local_arc_easy"]
+    for name in ("acc,none", "acc_norm,none", "acc_stderr,none"):
+        assert ours[name] == theirs[name]
