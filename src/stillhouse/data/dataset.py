@@ -114,17 +114,7 @@ def load_dataset(
             )
     held_out = {document.uid for prepared in (validation, tested) for document in prepared.documents}
     train = _count_leaked(tokenized(train_rows, held_out), leaked)
-    if not len(train.documents):
-        raise DataError(
-            f"data.train: no document is left to train on: of {len(train_rows) + leaked} rows,"
-            f" {train.report.num_rejected} were rejected and {train.report.leaked_into_evaluation} stand in validation"
-            " or test; give more rows"
-        )
-    if not len(validation.documents):
-        raise DataError(
-            "data.validation: there is no document to validate on; give `data.validation`, or training rows with at"
-            " least two different prompts in a domain"
-        )
+    _refuse_empty(train, len(train_rows) + leaked, validation)
     prepared = {name: _count_leaked(tokenized(rows, held_out), dropped) for name, (rows, dropped) in own.items()}
     for name, data in (stages or {}).items():
         if data.when_empty == "error" and not len(prepared[name].documents):
@@ -135,6 +125,20 @@ def load_dataset(
     validation_with_warnings = _warn_of_empty_domains(validation, "validation", train)
     tested = validation_with_warnings if tested is validation else _warn_of_empty_domains(tested, "test", train)
     return Dataset(train, validation_with_warnings, tested, prepared)
+
+
+def _refuse_empty(train: Prepared, num_rows: int, validation: Prepared) -> None:
+    if not len(train.documents):
+        raise DataError(
+            f"data.train: no document is left to train on: of {num_rows} rows,"
+            f" {train.report.num_rejected} were rejected and {train.report.leaked_into_evaluation} stand in validation"
+            " or test; give more rows"
+        )
+    if not len(validation.documents):
+        raise DataError(
+            "data.validation: there is no document to validate on; give `data.validation`, or training rows with at"
+            " least two different prompts in a domain"
+        )
 
 
 def _count_leaked(prepared: Prepared, leaked: int) -> Prepared:

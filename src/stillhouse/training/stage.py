@@ -131,7 +131,7 @@ def build_stage(
     ``dataset``: this stage's. ``driving``: held-out documents that the mixture follows, if it follows
     any. ``earlier``: the finished stages, from the last of which the weights are taken.
     """
-    recipe, base_dir, directory, world = context.recipe, context.base_dir, context.directory, context.world
+    recipe, base_dir, world = context.recipe, context.base_dir, context.world
     student = context.student
     optimisation = stage.optimisation
     dtype = resolve_dtype(optimisation.precision, world.device)
@@ -176,10 +176,7 @@ def build_stage(
     if filters is not None:
         assert isinstance(teacher, HiddenTeacher)
         filters.run(module, train_step.weights, teacher, resumed=resumed_from is not None)
-    metrics_path = directory / "metrics.jsonl"
-    if world.is_main:
-        names = [e.name for e in earlier]
-        forget_after(metrics_path, stage.name, state.step if resumed_from is not None else -1, earlier=names)
+    _forget_lost_steps(context, stage, -1 if resumed_from is None else state.step, earlier)
     loop = StageLoop(
         stage=stage,
         num_steps=num_steps,
@@ -200,6 +197,12 @@ def build_stage(
     )
     patient = recipe.evaluation.early_stopping_patience is not None
     return BuiltStage(loop, weights, dtype, resumed_from, patient, filters)
+
+
+def _forget_lost_steps(context: StageContext, stage: StageConfig, last: int, earlier: Sequence[FinishedStage]) -> None:
+    """Drop what ``metrics.jsonl`` has of steps after the last checkpoint: they are taken again."""
+    if context.world.is_main:
+        forget_after(context.directory / "metrics.jsonl", stage.name, last, earlier=[e.name for e in earlier])
 
 
 def _wrap(context: StageContext, module: DistillationModule, dtype: torch.dtype) -> Weights:
