@@ -272,7 +272,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: dict[str, Any]
     monkeypatch.delenv("STILLHOUSE_DEBUG", raising=False)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
     (tmp_path / "runs" / "rows").mkdir(parents=True)
-    report = {"seeds": 8, "kept": 24, "ratio_achieved": 3.0}
+    report = {"seeds": 8, "kept": 24, "ratio_achieved": 3.0, "contaminated_seeds": []}
     (tmp_path / "runs" / "rows" / "synthesis_report.json").write_text(json.dumps(report))
     return tmp_path
 
@@ -298,6 +298,22 @@ def test_a_study_of_ones_own_recipe(
     assert plan.runs[matched.run].recipe.stages[0].optimisation.budget.epochs == 9
     assert call(monkeypatch, "-o", "runs/mine") == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_seeds_that_were_left_out_are_human_rows_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = {"seeds": 8, "kept": 24, "ratio_achieved": 3.0, "contaminated_seeds": ["a gives away b"] * 4}
+    (folder / "runs" / "rows" / "synthesis_report.json").write_text(json.dumps(report))
+    assert call(monkeypatch, "--seeds", "0", "--ratios", "1", "-o", "runs/mine") == 0
+    plan = plan_study(StudyConfig.from_yaml(folder / "runs/mine/study.yaml"), folder / "runs/mine")
+    recipes = {cell.labels["arm"]: plan.runs[cell.run].recipe for cell in plan.cells}
+    epochs = recipes["human_kd"].stages[0].optimisation.budget.epochs
+    before = recipes["two_stage_kd_kd"].stages[0].optimisation.budget.epochs
+    assert epochs is not None
+    assert before is not None
+    assert recipes["human_kd_matched"].stages[0].optimisation.budget.epochs == epochs + 2 * before
+    rows = recipes["two_stage_kd_kd_r1"].stages[0].data
+    assert rows is not None
+    assert rows.train[0].limit == 12
 
 
 @pytest.mark.parametrize(
@@ -326,6 +342,6 @@ def test_arguments_that_do_not_do(
 
 
 def test_nothing_was_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "runs" / "rows" / "synthesis_report.json").write_text('{"seeds": 8, "kept": 0, "ratio_achieved": 0.0}')
+    (folder / "runs" / "rows" / "synthesis_report.json").write_text('{"seeds": 8, "kept": 0, "contaminated_seeds": []}')
     assert call(monkeypatch) == 2
     assert "no row was kept" in capsys.readouterr().err

@@ -40,14 +40,17 @@ def write_arms(path: Path, options: ArmsOptions) -> None:
         raise RecipeError("--seeds: there is none; name at least one, for example 0,1,2")
     ratios, sizes = _numbers(options.ratios, "--ratios"), _whole(options.sizes, "--sizes")
     report = _report(synthetic, seeds[0])
+    # Seeds that were left out of the synthesis are still rows that the human stage trains on.
+    num_human = report["seeds"] + len(report["contaminated_seeds"])
+    ratio = report["kept"] / num_human
     study = arms_study(
         recipe,
         base=os.path.relpath(path, options.output),
         output=str(options.output),
         seeds=seeds,
         synthetic=synthetic,
-        ratio=report["ratio_achieved"],
-        num_human=report["seeds"],
+        ratio=ratio,
+        num_human=num_human,
         ratios=ratios,
         sizes=sizes,
     )
@@ -58,7 +61,7 @@ def write_arms(path: Path, options: ArmsOptions) -> None:
     plan = plan_study(StudyConfig.from_mapping({**study, "base": str(path)}), Path(), where=str(target))
     write_text_atomic(target, f"# Written by `stillhouse arms {path}`. Edit it as you like.\n{study_yaml(study)}")
     for text in (
-        *split_ratios(ratios, report["ratio_achieved"])[1],
+        *split_ratios(ratios, ratio)[1],
         f"wrote {target}: {len(plan.runs)} runs of {len(study['axes']['arm'])} arms",
         f"next: stillhouse study {target} --dry-run, which says how long they take",
     ):
