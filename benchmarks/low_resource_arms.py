@@ -4,7 +4,7 @@ For each task of the shared data and each seed: another hundred human rows (H), 
 alone, and every arm of `stillhouse arms` on both. The teacher is SmolLM2-135M-Instruct, fine-tuned on the task's
 other training rows in both directions, input -> label and seeds -> new input: it has seen rows that the student has
 not, and what it learned there reaches the student through labels, targets and synthetic rows. The student is pruned
-from SmolLM2 in depth, width and vocabulary and then pre-trained a little on the shared corpora and chat rows, because
+from SmolLM2 in depth and width and then pre-trained a little on the shared corpora and chat rows, because
 two cores do not train a larger one a hundred times. Both stages read the teacher from one cache per task; on-policy
 arms have it beside them. All arms of a task and seed see the same rows in the same order, and every stage keeps its
 best weights by forty validation rows.
@@ -123,7 +123,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ratios", type=float, nargs="*", default=[1.0], help="smaller ratios, as arms of their own")
     parser.add_argument("--large", type=int, default=600, help="rows that the teacher learns the task from")
     parser.add_argument("--test-rows", type=int, default=150)
-    parser.add_argument("--student-tokens", type=int, default=2_000_000)
+    parser.add_argument("--student-tokens", type=int, default=1_000_000)
     parser.add_argument("--epochs", type=float, nargs=2, default=[4.0, 6.0], help="of synthetic and of human rows")
     parser.add_argument("--rates", type=float, nargs=2, default=[1e-3, 5e-4], help="peak rates of the two stages")
     parser.add_argument("--jobs", type=int, default=2, help="runs at one time, one thread each if more than one")
@@ -176,14 +176,13 @@ def held_out_questions(options: argparse.Namespace, name: str) -> EvaluationInde
 def pretrain_student(options: argparse.Namespace) -> Path:
     """SmolLM2 cut down in depth, width and vocabulary, and trained on general text for a while."""
     folder: Path = options.work / "student"
-    sources = [{"path": str(options.data / name / "train.jsonl"), "limit": 1250} for name in PRETRAINING]
+    sources = [{"path": str(options.data / name / "train.jsonl"), "limit": 800} for name in PRETRAINING]
     recipe = {
         "student": {
             "type": "pruned",
             "source": {"path": BASE},
             "depth": {"layers": 4, "method": "even"},
-            "width": {"hidden_size": 240, "intermediate_size": 512, "num_key_value_heads": 1},
-            "vocabulary": {"min_count": 20},
+            "width": {"hidden_size": 192, "intermediate_size": 512, "num_key_value_heads": 1},
         },
         "data": {
             "train": sources,

@@ -95,7 +95,8 @@ def test_what_each_arm_trains_on(data: dict[str, Any]) -> None:
     assert found["mixed_natural"] == [("kd", [X, "human.jsonl"], 2)]
     assert found["mixed_natural_sft"] == [("sft", [X, "human.jsonl"], 2)]
     assert set(found) == {
-        *("human_sft", "human_kd", "human_gkd", "human_kd_matched", "synthetic_sft", "synthetic_kd"),
+        *("human_sft", "human_kd", "human_gkd", "human_sft_matched", "human_kd_matched"),
+        *("synthetic_sft", "synthetic_kd"),
         *(f"two_stage_{a}_{b}" for a in ("sft", "kd") for b in ("sft", "kd")),
         *("two_stage_kd_gkd", "reversed_kd_kd", "mixed_natural", "mixed_matched"),
         *("reversed_sft_sft", "mixed_natural_sft", "mixed_matched_sft"),
@@ -106,6 +107,7 @@ def test_what_each_arm_trains_on(data: dict[str, Any]) -> None:
 def test_matched_arms_see_as_many_rows_as_both_stages(data: dict[str, Any]) -> None:
     found = {label: stages(data, overrides) for label, overrides in built(data).items()}
     # 2 epochs of 2,000 rows and 3 of 200 are 4,600 rows: 23 epochs of 200, 2.0909 of 2,200.
+    assert found["human_sft_matched"] == [("sft", ["human.jsonl"], 23)]
     assert found["human_kd_matched"] == [("kd", ["human.jsonl"], 23)]
     ((_, files, epochs),) = found["mixed_matched"]
     assert files == [X, "human.jsonl"]
@@ -293,7 +295,7 @@ def test_a_study_of_ones_own_recipe(
     assert "ratio 3: no arm of its own" in said
     assert "ratio 10: left out, the synthesis reached 3 rows" in said
     plan = plan_study(StudyConfig.from_yaml(folder / "runs/mine/study.yaml"), folder / "runs/mine")
-    assert len(plan.cells) == 2 * 18
+    assert len(plan.cells) == 2 * 19
     matched = next(c for c in plan.cells if c.labels["arm"] == "human_kd_matched")
     assert plan.runs[matched.run].recipe.stages[0].optimisation.budget.epochs == 9
     assert call(monkeypatch, "-o", "runs/mine") == 2

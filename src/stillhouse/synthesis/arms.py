@@ -36,8 +36,8 @@ def arms(
     on nested subsets; :func:`split_ratios` says which do not.
 
     ``mixed_natural`` sees every row as often as stage one sees its own; ``mixed_matched`` and
-    ``human_kd_matched`` make as many updates as both stages together. Reversed and mixed arms with
-    ``sft`` in their name learn by SFT, the others by KD.
+    ``human_sft_matched`` and ``human_kd_matched`` make as many updates as both stages together. Reversed
+    and mixed arms with ``sft`` in their name learn by SFT, the others by KD.
 
     On-policy arms need a teacher beside the student: they turn a cached one into a live one, and are left
     out where the teacher is a server.
@@ -49,7 +49,7 @@ def arms(
     epochs_synthetic, epochs_human = _epochs(first, 0), _epochs(second, 1)
     both = epochs_synthetic * ratio + epochs_human
     found = {f"human_{loss}": [built.human(loss)] for loss in (*_LOSSES, "gkd")}
-    found["human_kd_matched"] = [built.human("kd", epochs=both)]
+    found |= {f"human_{loss}_matched": [built.human(loss, epochs=both)] for loss in _LOSSES}
     found |= {f"synthetic_{loss}": [built.synthetic(loss)] for loss in _LOSSES}
     for before in _LOSSES:
         for after in _LOSSES:
