@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse.errors import OutputError, TrainingError
+from stillhouse.preflight.check import preflight
 from stillhouse.recipe import Recipe
 from stillhouse.training import loop as loop_module
 from stillhouse.training.loop import StageLoop
@@ -288,6 +289,26 @@ def test_a_trimmed_vocabulary_is_distilled_through_its_id_map(make_recipe: MakeR
     # Nothing but the vocabulary was cut, so on the kept ids both are one model.
     assert before == pytest.approx(teacher, abs=1e-4)
     assert events(outcome.directory, "step")[0]["kd"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_teacher_that_reads_finer_pieces_than_its_own_is_told_of(
+    make_recipe: MakeRecipe, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for min_count in (1, 5):
+        teacher = {"path": str(tiny_model_dir)}
+        student = {"type": "pruned", "vocabulary": {"min_count": min_count}}
+        outcome = train(make_recipe(f"counted-{min_count}", teacher=teacher, student=student))
+        assert outcome.result is not None
+        again = make_recipe("again", teacher=teacher, student={"path": str(outcome.directory / "initial")})
+        lists = (outcome.result["warnings"], preflight(again, base_dir=tmp_path).warnings)
+        found[min_count] = [
+            [w for w in warnings if "more tokens than its teacher's own would" in w] for warnings in lists
+        ]
+    assert found[1] == [[], []]
+    trained, checked = found[5]
+    assert len(trained) == 1
+    assert trained == checked
 
 
 def test_the_loop_has_one_name_for_the_reason_it_stopped(make_recipe: MakeRecipe) -> None:

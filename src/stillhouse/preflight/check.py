@@ -39,10 +39,10 @@ from stillhouse.training.mixing import check_mixtures, interval_steps_of, num_in
 from stillhouse.training.models import load_data, model_configuration, parameters_of, student_source, teacher_parameters
 from stillhouse.training.precision import resolve_dtype
 from stillhouse.training.served import refuse_trimmed
-from stillhouse.training.tokenizer_relation import relate_tokenizers
+from stillhouse.training.tokenizer_relation import finer_pieces, relate_tokenizers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 _GIB = 1024**3
 
@@ -94,8 +94,9 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
     RunDirectory.check(recipe, output, overwrite=True)
     source = student_source(recipe)
     tokenizer = load_tokenizer(source, base_dir=base_dir)
-    _check_vocabularies(recipe, source, base_dir)
+    trimmed = _check_vocabularies(recipe, source, base_dir)
     dataset = load_data(recipe, tokenizer, base_dir)
+    finer = finer_pieces(*trimmed, dataset.train.documents) if trimmed else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(recipe.stages[0].optimisation.precision, device)
     student = _student_size(recipe, source, base_dir)
@@ -142,6 +143,7 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
         disk_available=disk,
         warnings=[
             *([] if lack is None else [lack]),
+            *([] if finer is None else [finer]),
             *split.warnings,
             *_doremi_warnings(recipe, base_dir),
             *_warnings(recipe, dataset, guess, memory, disk, device),
@@ -149,22 +151,27 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
     )
 
 
-def _check_vocabularies(recipe: Recipe, source: ModelConfig, base_dir: Path) -> None:
+def _check_vocabularies(
+    recipe: Recipe, source: ModelConfig, base_dir: Path
+) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast] | None:
+    """Return both tokenizers where the student's was trimmed from the teacher's."""
     if recipe.teacher is None:
-        return
+        return None
     ours, theirs = load_tokenizer(source, base_dir=base_dir), load_tokenizer(recipe.teacher, base_dir=base_dir)
     mapping, difference = relate_tokenizers(recipe, ours, theirs)
     if recipe.teacher.source == "server":
         refuse_trimmed(mapping)
-        return
+        return None
+    trimmed = None if mapping is None else (ours, theirs)
     if not weights_are_here(recipe.teacher, base_dir):
-        return  # its cache knows only ids that it had
+        return trimmed  # its cache knows only ids that it had
     needed = vocabulary_size(theirs if difference else ours) if mapping is None else int(mapping.max()) + 1
     rows = model_configuration(recipe.teacher, base_dir).get_text_config().vocab_size
     if rows < needed:
         raise ModelError(
             f"teacher.path={recipe.teacher.path}: its head has {rows} rows and the tokenizers need {needed}"
         )
+    return trimmed
 
 
 def _trims(recipe: Recipe) -> bool:

@@ -23,7 +23,7 @@ from stillhouse.targets.manifest import read_manifest
 from stillhouse.training.distributed import World
 from stillhouse.training.precision import resolve_dtype
 from stillhouse.training.served import is_begun
-from stillhouse.training.tokenizer_relation import relate_tokenizers
+from stillhouse.training.tokenizer_relation import finer_pieces, relate_tokenizers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,7 @@ class Student:
 
     ``vocabulary_map`` int64 [V*] gives the teacher's id of every student id; None: they are equal, or
     the teacher has another tokenizer, and then ``other_tokenizer`` says where the two first differ.
+    ``finer_pieces`` says where a trimmed vocabulary makes the teacher read pieces that are not its own.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class Student:
     parameters: int
     teacher_parameters: int | None
     other_tokenizer: str | None = None
+    finer_pieces: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,6 +117,7 @@ def prepare_student(
         parameters=parameters_of(config, base_dir),
         teacher_parameters=teacher_parameters(recipe, base_dir),
         other_tokenizer=difference,
+        finer_pieces=_finer_pieces(recipe, tokenizer, dataset, base_dir) if mapping is not None else None,
         notes=notes,
     )
     return student, dataset
@@ -127,6 +130,11 @@ def _relate(
     if recipe.teacher is None:
         return None, None
     return relate_tokenizers(recipe, tokenizer, load_tokenizer(recipe.teacher, base_dir=base_dir))
+
+
+def _finer_pieces(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, dataset: Dataset, base_dir: Path) -> str | None:
+    assert recipe.teacher is not None, "there are two vocabularies"
+    return finer_pieces(tokenizer, load_tokenizer(recipe.teacher, base_dir=base_dir), dataset.train.documents)
 
 
 def student_source(recipe: Recipe) -> ModelConfig:

@@ -76,6 +76,8 @@ class _Run:
         student, dataset = prepare_student(
             self._recipe, self._base, directory, self._world, self._say, partial(self._check_targets, directory)
         )
+        if student.finer_pieces is not None:
+            self._say(f"warning: {student.finer_pieces}")
         check_mixtures(self._recipe, dataset, self._base, proxies_trained=True)
         split = split_held_out(
             self._recipe,
@@ -240,7 +242,12 @@ class _Run:
             "data": dataset.reports(),
             "parameters": {"teacher": student.teacher_parameters, "student": student.parameters},
             "student": student.notes,
-            "warnings": [*warnings, *data_warnings(dataset), *_skipped(finished)],
+            "warnings": [
+                *([] if student.finer_pieces is None else [student.finer_pieces]),
+                *warnings,
+                *data_warnings(dataset),
+                *_skipped(finished),
+            ],
         }
 
     def _say(self, text: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from stillhouse.data.document import DocumentSet
 from stillhouse.errors import ModelError
 from stillhouse.models.vocabulary_map import teacher_ids
 from stillhouse.recipe import DistillationObjective, FollowingMixture, PrunedStudent, Recipe
@@ -11,6 +13,11 @@ from stillhouse.recipe import DistillationObjective, FollowingMixture, PrunedStu
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast
+
+_SAMPLED = 200
+"""Documents that tell how the rows are cut into tokens."""
+_ALIKE = 1.02
+"""So few more tokens are rare words, which even the teacher's own vocabulary spells out."""
 
 
 def relate_tokenizers(
@@ -54,3 +61,23 @@ def refuse_other_tokenizer(recipe: Recipe, difference: str) -> None:
             f"teacher.source={recipe.teacher.source}: targets name the student's tokens, and {difference}, or use "
             "teacher.source: live with `objective: {type: cross_tokenizer}`"
         )
+
+
+def finer_pieces(
+    student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast, documents: DocumentSet
+) -> str | None:
+    """Say in words that a trimmed vocabulary cuts the rows into more tokens than the teacher's own does; else None.
+
+    Teacher and student must read the same pieces, and a teacher that reads words in pieces that it did not
+    meet in its own training predicts much worse. A vocabulary that was trimmed on such rows leaves them alike.
+    """
+    texts = [student.decode(document.input_ids.tolist()) for document in islice(documents, _SAMPLED)]
+    ours = sum(document.num_tokens for document in islice(documents, _SAMPLED))
+    theirs = sum(len(teacher.encode(text, add_special_tokens=False)) for text in texts)
+    if ours <= _ALIKE * theirs:
+        return None
+    return (
+        f"the student's trimmed vocabulary cuts the training rows into {ours / theirs - 1:.0%} more tokens than its"
+        " teacher's own would: the teacher reads those pieces as well, did not learn them so, and its targets are worse"
+        " for it; trim the vocabulary on rows like these (student.vocabulary.min_count: 1), or leave it whole"
+    )
