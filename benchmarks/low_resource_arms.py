@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -124,8 +125,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--large", type=int, default=600, help="rows that the teacher learns the task from")
     parser.add_argument("--test-rows", type=int, default=150)
     parser.add_argument("--student-tokens", type=int, default=1_000_000)
-    parser.add_argument("--epochs", type=float, nargs=2, default=[4.0, 6.0], help="of synthetic and of human rows")
-    parser.add_argument("--rates", type=float, nargs=2, default=[1e-3, 5e-4], help="peak rates of the two stages")
+    parser.add_argument("--epochs", type=float, nargs=2, default=[2.0, 4.0], help="of synthetic and of human rows")
+    parser.add_argument("--rates", type=float, nargs=2, default=[1.5e-3, 1.5e-3], help="peak rates of the two stages")
     parser.add_argument("--jobs", type=int, default=2, help="runs at one time, one thread each if more than one")
     parser.add_argument("--output", type=Path, default=None, help="also write the figures there")
     options = parser.parse_args(arguments)
@@ -303,6 +304,14 @@ def make_rows(options: argparse.Namespace, folders: Folders) -> dict[int, dict[s
     return reports
 
 
+def describe(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the results say of a synthetic set."""
+    kept = ("seeds", "target", "kept", "candidates", "acceptance", "rejected", "quality", "tokens", "seconds")
+    distances = report["diversity"]["distance_to_nearest_seed"]
+    diversity = {**report["diversity"]["sets"], "mean_distance_to_nearest_seed": statistics.fmean(distances)}
+    return {**{key: report[key] for key in kept}, "diversity": diversity}
+
+
 # --- arms -------------------------------------------------------------------------------------
 
 
@@ -376,7 +385,7 @@ def summary(options: argparse.Namespace, folders: Folders, study: Path) -> dict[
     for label in dict.fromkeys(label for label, _ in done):
         results = [done[label, seed] for seed in options.seeds if (label, seed) in done]
         arm: dict[str, Any] = {name: vars(t_interval(list(values(label, name).values()))) for name in ("nll", "score")}
-        for other in ("human_sft", "human_kd"):
+        for other in ("human_sft", "human_kd", "human_kd_matched", "two_stage_kd_kd"):
             for name in ("nll", "score"):
                 difference = paired_interval(values(label, name), values(other, name))
                 arm[f"{name}_minus_{other}"] = None if difference is None else vars(difference)
@@ -409,8 +418,7 @@ def main() -> None:
         if options.part == "synthesis":
             continue
         found = summary(options, folders, run_arms(options, folders, reports))
-        kept = ("seeds", "target", "kept", "candidates", "acceptance", "rejected", "quality", "diversity", "tokens")
-        found["synthesis"] = {seed: {key: r[key] for key in (*kept, "seconds")} for seed, r in reports.items()}
+        found["synthesis"] = {seed: describe(r) for seed, r in reports.items()}
         report["tasks"][name] = found
     report = rounded({**report, "seconds": time.monotonic() - started})
     if options.output is not None:
