@@ -100,6 +100,18 @@ def test_claim_of_the_stronger_teacher(strong_gain: float, verdict: str) -> None
     assert verdicts(two_teachers(strong_gain))["stronger_teacher_restores"] == verdict
 
 
+def test_the_headline_of_many_arms_is_the_best_clear_one() -> None:
+    nll = {"sft": 2.0, "slightly": 1.9, "by luck": 1.5, "most": 1.7, "worse": 2.2}
+    rows = [
+        row_of({"method": method}, seed, result_of(value + (seed if method == "by luck" else 0.001 * seed)))
+        for method, value in nll.items()
+        for seed in range(3)
+    ]
+    study = {**study_of(rows), "baseline": "sft"}
+    findings = analyse(study, draws=20).findings
+    assert [sentence.split()[0] for sentence in findings[:4]] == ["most", "slightly", "by", "worse"]
+
+
 def test_failed_runs_are_counted_and_named() -> None:
     study = sft_kd_study()
     study["rows"][1].update(status="failed", result=None, error="out of memory")

@@ -29,13 +29,21 @@ def find_findings(study: Study, baseline: str | None, parts: Mapping[str, Any]) 
         by_arm.setdefault(gain.arm, []).append(gain)
     if not by_arm:
         return [f"No run of another method has a finished partner under {baseline}, so nothing can be compared yet."]
-    findings = [_gain_sentence(arm, baseline, gains) for arm, gains in by_arm.items()]
+    findings = [_gain_sentence(arm, baseline, found) for arm, found in _in_order(by_arm)]
     findings += [claim.sentence for claim in parts["claims"]]
     findings += [_crossover_sentence(c, baseline) for c in parts["crossovers"] if c.metric == "nll"]
     findings += _score_sentences(parts["score_gains"], baseline)
     findings += _domain_sentences(parts["domain_gains"], parts["gains"])
     findings += _ratio_sentences(parts["ratios"], parts["gains"], baseline)
     return [*findings, *_cost_sentences(parts["costs"], baseline)]
+
+
+def _in_order(by_arm: Mapping[Arm, list[Gain]]) -> list[tuple[Arm, list[Gain]]]:
+    """At one size a clear win comes first, then the largest mean gain; with sizes the order is the study's own."""
+    arms = list(by_arm.items())
+    if any(len(gains) > 1 for _, gains in arms):
+        return arms
+    return sorted(arms, key=lambda item: (-item[1][0].difference.sign, -item[1][0].difference.mean))
 
 
 def cautions(study: Study, gains: Sequence[Gain], bounds: Sequence[bool]) -> list[str]:
