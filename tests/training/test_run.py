@@ -281,10 +281,15 @@ def test_a_pruned_student_starts_from_the_teacher(make_recipe: MakeRecipe, tiny_
         assert torch.equal(initial[f"model.layers.{new}.{name}"], teacher[f"model.layers.{old}.{name}"])
 
 
-def test_a_trimmed_vocabulary_is_distilled_through_its_id_map(make_recipe: MakeRecipe, tiny_model_dir: Path) -> None:
+def test_a_trimmed_vocabulary_is_distilled_through_its_id_map(
+    make_recipe: MakeRecipe, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     student = {"type": "pruned", "vocabulary": {"min_count": 3}}
-    outcome = train(make_recipe(teacher={"path": str(tiny_model_dir)}, student=student))
+    recipe = make_recipe(teacher={"path": str(tiny_model_dir)}, student=student)
+    planned = preflight(recipe, base_dir=tmp_path).student.parameters
+    outcome = train(recipe)
     assert outcome.result is not None
+    assert planned == outcome.result["parameters"]["student"] < outcome.result["parameters"]["teacher"]
     before, teacher = (outcome.result["headline"][k] for k in ("student_before", "teacher"))
     # Nothing but the vocabulary was cut, so on the kept ids both are one model.
     assert before == pytest.approx(teacher, abs=1e-4)

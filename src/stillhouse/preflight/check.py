@@ -17,6 +17,7 @@ from stillhouse.errors import ModelError
 from stillhouse.mixture.plan import Plan
 from stillhouse.models.load import load_tokenizer
 from stillhouse.models.parameters import count_parameters
+from stillhouse.models.shrink.vocabulary import tokens_to_keep
 from stillhouse.models.tokenizers import vocabulary_size
 from stillhouse.preflight.estimate import Estimate, ModelSize, estimate, in_sequence, measure_flops
 from stillhouse.recipe import (
@@ -99,7 +100,7 @@ def preflight(recipe: Recipe, *, base_dir: Path) -> PreflightReport:
     finer = finer_pieces(*trimmed, dataset.train.documents) if trimmed else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = resolve_dtype(recipe.stages[0].optimisation.precision, device)
-    student = _student_size(recipe, source, base_dir)
+    student = _student_size(recipe, source, tokenizer, dataset, base_dir)
     lack = None if _trims(recipe) else cache_lack(recipe, tokenizer, dataset, base_dir)
     teacher = None
     if recipe.teacher is not None and recipe.teacher.source == "live":  # another one takes nothing here
@@ -184,11 +185,16 @@ def _size(config: ModelConfig, base_dir: Path) -> ModelSize:
     return ModelSize(parameters_of(config, base_dir), text.num_hidden_layers, text.hidden_size, text.vocab_size)
 
 
-def _student_size(recipe: Recipe, source: ModelConfig, base_dir: Path) -> ModelSize:
-    """The student's size; a trimmed vocabulary is not known before the counts, so it is left whole."""
+def _student_size(
+    recipe: Recipe, source: ModelConfig, tokenizer: PreTrainedTokenizerFast, dataset: Dataset, base_dir: Path
+) -> ModelSize:
+    """The student's size; the data tells what a trimmed vocabulary keeps."""
     if isinstance(recipe.student, PretrainedStudent):
         return _size(source, base_dir)
     config = planned_configuration(model_configuration(source, base_dir), recipe.student)
+    if recipe.student.vocabulary is not None:
+        documents, fewest = dataset.train.documents, recipe.student.vocabulary.min_count
+        config.vocab_size = len(tokens_to_keep(tokenizer, documents, min_count=fewest))
     return ModelSize(count_parameters(config), config.num_hidden_layers, config.hidden_size, config.vocab_size)
 
 

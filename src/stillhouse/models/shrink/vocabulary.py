@@ -43,7 +43,22 @@ def prune_vocabulary(
     ``documents`` (tokenized by ``tokenizer``) give the counts. Raises ModelError for a tokenizer
     that is no BPE, or when a text does not survive the round trip.
     """
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    special = _token_ids(model.config.to_dict()) | _token_ids(model.generation_config.to_dict())
+    kept = tokens_to_keep(tokenizer, documents, min_count=min_count, special=special)
+    trimmed = _rebuild_tokenizer(tokenizer, trimmed_state(_state(tokenizer), kept))
+    _check_round_trip(tokenizer, trimmed, kept, documents)
+    id_map = torch.tensor(kept, dtype=torch.int64)
+    return _cut_rows(model, id_map), trimmed, id_map
+
+
+def tokens_to_keep(
+    tokenizer: PreTrainedTokenizerFast, documents: DocumentSet, *, min_count: int, special: Iterable[int] = ()
+) -> list[int]:
+    """Return the sorted ids that trimming keeps; ``special`` are kept whatever their counts.
+
+    Raises ModelError for a tokenizer that is no BPE.
+    """
+    state = _state(tokenizer)
     if state["model"]["type"] != "BPE":
         raise ModelError(
             f"student.vocabulary: the tokenizer is a {state['model']['type']}; only BPE vocabularies can be trimmed"
@@ -51,12 +66,13 @@ def prune_vocabulary(
     real = max(tokenizer.get_vocab().values()) + 1
     counts = np.bincount(documents.tokens, minlength=real)
     frequent = np.flatnonzero(counts >= min_count).tolist()
-    special = _token_ids(model.config.to_dict()) | _token_ids(model.generation_config.to_dict())
-    kept = kept_ids(state, {*frequent, *special, *tokenizer.all_special_ids})
-    trimmed = _rebuild_tokenizer(tokenizer, trimmed_state(state, kept))
-    _check_round_trip(tokenizer, trimmed, kept, documents)
-    id_map = torch.tensor(kept, dtype=torch.int64)
-    return _cut_rows(model, id_map), trimmed, id_map
+    return kept_ids(state, {*frequent, *special, *tokenizer.all_special_ids})
+
+
+def _state(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The tokenizer as its ``tokenizer.json`` has it."""
+    found: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return found
 
 
 def kept_ids(state: dict[str, Any], wanted: Iterable[int]) -> list[int]:
