@@ -4,7 +4,7 @@ For each task of the shared data and each seed: another hundred human rows (H), 
 alone, and every arm of `stillhouse arms` on both. The teacher is SmolLM2-135M-Instruct, fine-tuned on the task's
 other training rows in both directions, input -> label and seeds -> new input: it has seen rows that the student has
 not, and what it learned there reaches the student through labels, targets and synthetic rows. The student is pruned
-from SmolLM2 in depth and width and then pre-trained a little on the shared corpora and chat rows, because
+from SmolLM2 in depth and vocabulary and then pre-trained a little on the shared corpora and chat rows, because
 two cores do not train a larger one a hundred times. Both stages read the teacher from one cache per task; on-policy
 arms have it beside them. All arms of a task and seed see the same rows in the same order, and every stage keeps its
 best weights by forty validation rows.
@@ -124,9 +124,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ratios", type=float, nargs="*", default=[1.0], help="smaller ratios, as arms of their own")
     parser.add_argument("--large", type=int, default=600, help="rows that the teacher learns the task from")
     parser.add_argument("--test-rows", type=int, default=150)
-    parser.add_argument("--student-tokens", type=int, default=1_000_000)
+    parser.add_argument("--layers", type=int, default=5, help="decoder layers of the student")
+    parser.add_argument("--student-tokens", type=int, default=2_000_000)
     parser.add_argument("--epochs", type=float, nargs=2, default=[2.0, 4.0], help="of synthetic and of human rows")
-    parser.add_argument("--rates", type=float, nargs=2, default=[1.5e-3, 1.5e-3], help="peak rates of the two stages")
+    parser.add_argument("--rates", type=float, nargs=2, default=[1e-3, 1e-3], help="peak rates of the two stages")
+    parser.add_argument(
+        "--without", nargs="*", default=[], metavar="ARM", help="arms to leave out, for now or for good"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at one time, one thread each if more than one")
     parser.add_argument("--output", type=Path, default=None, help="also write the figures there")
     options = parser.parse_args(arguments)
@@ -175,28 +179,34 @@ def held_out_questions(options: argparse.Namespace, name: str) -> EvaluationInde
 
 
 def pretrain_student(options: argparse.Namespace) -> Path:
-    """SmolLM2 cut down in depth, width and vocabulary, and trained on general text for a while."""
+    """SmolLM2 cut down in depth and vocabulary, and trained on general text for a while."""
     folder: Path = options.work / "student"
-    sources = [{"path": str(options.data / name / "train.jsonl"), "limit": 800} for name in PRETRAINING]
+
+    def general(limit: int) -> list[dict[str, Any]]:
+        return [{"path": str(options.data / name / "train.jsonl"), "limit": limit} for name in PRETRAINING]
+
+    # These rows say which tokens stay: with the tasks' own the teacher reads the pieces that it learned from.
+    rows = [{"path": str(options.data / "tasks" / name / "train.jsonl")} for name in tasks(options.data)]
     recipe = {
         "student": {
             "type": "pruned",
             "source": {"path": BASE},
-            "depth": {"layers": 4, "method": "even"},
-            "width": {"hidden_size": 192, "intermediate_size": 512, "num_key_value_heads": 1},
+            "depth": {"layers": options.layers, "method": "contiguous"},
+            "vocabulary": {"min_count": 1},
         },
         "data": {
-            "train": sources,
+            "train": [*rows, *general(60)],
             "validation_fraction": 0.02,
             "max_seq_len": 256,
             "max_rejected_fraction": 0.2,  # long chat prompts, whose answers lie beyond
         },
         "stages": [
             {
+                "data": {"train": general(1250)},
                 "objective": {"type": "sft"},
                 "optimisation": {
                     "budget": {"tokens": options.student_tokens},
-                    "learning_rate": 3e-3,
+                    "learning_rate": 1e-3,
                     "batch_tokens": 4096,
                     "micro_batch_tokens": 4096,
                     "weight_decay": 0.1,
@@ -355,7 +365,9 @@ def run_arms(options: argparse.Namespace, folders: Folders, reports: Mapping[int
     )
     fields = {
         "seeds": options.seeds,
-        "axes": study["axes"],
+        "axes": {
+            "arm": {label: fields for label, fields in study["axes"]["arm"].items() if label not in options.without}
+        },
         "roles": study["roles"],
         "overrides": {"data.train": [{"path": human}]},
     }
