@@ -121,7 +121,8 @@ class _Worker:
                 text=True,
                 encoding="utf-8",
             )
-        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(events,), daemon=True)
+        self._listener.start()
 
     def start(self, task: Task) -> None:
         assert self.task is None
@@ -154,6 +155,7 @@ class _Worker:
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._listener.join(_PATIENCE_SECONDS)  # closing what it still reads would raise in it
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             stream.close()

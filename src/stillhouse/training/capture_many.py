@@ -161,8 +161,9 @@ class _Worker:
         self.process.stdin.write(task.to_line() + "\n")
         self.process.stdin.flush()
         self._errors = threading.Thread(target=self._read_errors, daemon=True)
-        self._errors.start()
-        threading.Thread(target=self._read_answers, daemon=True).start()
+        self._answers = threading.Thread(target=self._read_answers, daemon=True)
+        for reader in (self._errors, self._answers):
+            reader.start()
 
     def _read_answers(self) -> None:
         assert self.process.stdout is not None
@@ -188,6 +189,9 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        # They end with the process; closing what they still read would raise in them.
+        for reader in (self._errors, self._answers):
+            reader.join(_PATIENCE_SECONDS)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
