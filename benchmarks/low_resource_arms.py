@@ -363,6 +363,8 @@ def run_arms(options: argparse.Namespace, folders: Folders, reports: Mapping[int
         num_human=options.human,
         ratios=options.ratios,
     )
+    if unknown := set(options.without) - study["axes"]["arm"].keys():
+        sys.exit(f"--without {' '.join(sorted(unknown))}: no such arm; there are {', '.join(study['axes']['arm'])}")
     fields = {
         "seeds": options.seeds,
         "axes": {
